@@ -1,0 +1,272 @@
+"""Knows the engine's wire and nothing behind it: digests, token ids and fair shares in, text out; imports no torch.
+
+One client per event loop; it may be shared by any number of tasks of that loop.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from inference import engine_pb2 as pb
+from inference.engine_pb2_grpc import EngineStub
+from inference.errors import (
+    METADATA_KEY,
+    AdapterMissing,
+    AdapterUnavailable,
+    EngineBusy,
+    EngineDown,
+    EngineError,
+    Internal,
+    InvalidRequest,
+    PromptTooLong,
+    from_status,
+)
+from inference.wire import CLIENT_OPTIONS, authorization
+
+__all__ = [
+    "AdapterMissing",
+    "AdapterState",
+    "AdapterUnavailable",
+    "Delta",
+    "EngineBusy",
+    "EngineClient",
+    "EngineDown",
+    "EngineError",
+    "Event",
+    "Finished",
+    "Generation",
+    "Internal",
+    "InvalidRequest",
+    "PositionLogprobs",
+    "PromptTooLong",
+    "Residency",
+    "Sampling",
+    "Started",
+    "Stats",
+    "TokenLogprob",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw tokens. temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off.
+
+    logprobs: None for none, else of the chosen token and of its `logprobs` best rivals.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request. prompt: token ids. digest: of the adapter's version, "" is the base model.
+
+    share: whose fair share pays. salt: the prefix cache's domain; sequences of different salts never share a block.
+    """
+
+    request_id: str
+    prompt: Sequence[int]
+    sampling: Sampling
+    digest: str = ""
+    share: str = ""
+    weight: float = 1.0
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token: int
+    text: str
+    raw: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLogprobs:
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text and the tokens it came from; the text is empty while a character or a stop string is incomplete."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[PositionLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """reason: "stop" or "length"."""
+
+    reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+Event = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """state: "resident", "loading", "draining" or "absent". running: sequences on it now. bytes: on the device."""
+
+    digest: str
+    state: str
+    running: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    adapters: tuple[AdapterState, ...]
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """steps_by_adapters: distinct adapters in a step's batch -> steps. steps_by_rows: sequences in it -> steps."""
+
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    counters: Mapping[str, float] = field(default_factory=dict)
+    steps_by_adapters: Mapping[int, int] = field(default_factory=dict)
+    steps_by_rows: Mapping[int, int] = field(default_factory=dict)
+
+
+class EngineClient:
+    """An engine at `url` ("unix:/path" or "host:port"). Every method raises EngineError and nothing else of its own.
+
+    Connects when first used and again, within a quarter of a second, after the engine was away.
+    """
+
+    def __init__(self, url: str, secret: str) -> None:
+        self._channel = grpc.aio.insecure_channel(url, options=CLIENT_OPTIONS)
+        self._engine: Any = EngineStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+        self._metadata = (authorization(secret),)
+
+    async def generate(self, generation: Generation) -> AsyncIterator[Event]:
+        """Started, then Deltas, then Finished. Closing the generator or cancelling its reader cancels the sequence."""
+        call = self._engine.Generate(_request(generation), metadata=self._metadata)
+        finished = False
+        try:
+            async for message in call:
+                event = _event(message)
+                finished = isinstance(event, Finished)
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        finally:
+            call.cancel()
+        if not finished:
+            raise Internal("The engine ended the stream before its last event.")
+
+    async def preload(self, digest: str, *, timeout: float = 60.0) -> AdapterState:  # noqa: ASYNC109
+        """Answers when the adapter is on the device."""
+        return _state(await self._call(self._engine.Preload, pb.AdapterRequest(digest=digest), timeout))
+
+    async def evict(self, digest: str, *, timeout: float = 5.0) -> AdapterState:  # noqa: ASYNC109
+        """Frees the adapter's memory: now if nothing runs on it, after its last sequence otherwise ("draining")."""
+        return _state(await self._call(self._engine.Evict, pb.AdapterRequest(digest=digest), timeout))
+
+    async def residency(self, *, timeout: float = 5.0) -> Residency:  # noqa: ASYNC109
+        reply = await self._call(self._engine.Residency, pb.ResidencyRequest(), timeout)
+        return Residency(tuple(_state(adapter) for adapter in reply.adapters), reply.slots)
+
+    async def stats(self, *, timeout: float = 5.0) -> Stats:  # noqa: ASYNC109
+        reply = await self._call(self._engine.Stats, pb.StatsRequest(), timeout)
+        return Stats(dict(reply.gauges), dict(reply.counters), dict(reply.steps_by_adapters), dict(reply.steps_by_rows))
+
+    async def healthy(self, *, timeout: float = 2.0) -> bool:  # noqa: ASYNC109
+        """Whether the engine answers, and by its own account serves. Never raises EngineError."""
+        try:
+            reply = await self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout)
+        except EngineError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Cancels every call under way."""
+        await self._channel.close(None)
+
+    async def _call(self, method: Any, request: Any, timeout: float) -> Any:  # noqa: ASYNC109
+        try:
+            return await method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+
+
+def _request(generation: Generation) -> pb.GenerateRequest:
+    sampling = generation.sampling
+    return pb.GenerateRequest(
+        request_id=generation.request_id,
+        prompt=generation.prompt,
+        digest=generation.digest,
+        sampling=pb.Sampling(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            stop=sampling.stop,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            ignore_eos=sampling.ignore_eos,
+            logprobs=sampling.logprobs,
+        ),
+        share=generation.share,
+        weight=generation.weight,
+        salt=generation.salt,
+    )
+
+
+def _event(message: pb.GenerateEvent) -> Event:
+    match message.WhichOneof("event"):
+        case "started":
+            return Started(message.started.prompt_tokens, message.started.cached_tokens)
+        case "delta":
+            delta = message.delta
+            return Delta(delta.text, tuple(delta.tokens), tuple(_position(position) for position in delta.logprobs))
+        case "finished":
+            finished = message.finished
+            return Finished(finished.reason, finished.prompt_tokens, finished.completion_tokens, finished.cached_tokens)
+    raise Internal("The engine sent an event that this client does not know.")
+
+
+def _position(message: pb.PositionLogprobs) -> PositionLogprobs:
+    return PositionLogprobs(_token(message.chosen), tuple(_token(token) for token in message.top))
+
+
+def _token(message: pb.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(message.token, message.text, message.raw, message.logprob)
+
+
+def _state(message: pb.AdapterState) -> AdapterState:
+    return AdapterState(message.digest, message.state, message.running, message.bytes)
+
+
+def _translated(error: grpc.aio.AioRpcError) -> EngineError:
+    trailing: Any = error.trailing_metadata() or ()
+    return from_status(error.code(), dict(trailing).get(METADATA_KEY), error.details() or "")
