@@ -1,0 +1,98 @@
+"""out[t, h] = softmax(scale * q[t, h] · K) V over the keys 0..position(t) of t's own sequence, read in place.
+
+Paged attention for a flat batch that mixes prefill chunks and decodes. Knows blocks and rows; never sequences'
+owners, prefixes or models.
+
+    q                       [tokens, heads, dim], every sequence's new tokens, one after the other; any strides but
+                            a unit one along dim, so transformers' transposed views go in as they are
+    key_cache, value_cache  [blocks, block_size, kv_heads, dim], one layer's; heads % kv_heads == 0 (GQA)
+    layout                  `Layout`: where each sequence's rows and blocks are; built once per step, for all layers
+
+    layout = Layout.of(query_lengths=[1, 64], context_lengths=[33, 64], block_tables=[[4, 0, 7], [1, 2, 3, 5]],
+                       block_size=16)
+    store_kv(key, value, key_cache, value_cache, layout.slots)             # the new tokens' keys first
+    out = paged_attention(q, key_cache, value_cache, layout, scale, window=0, softcap=0.0)
+
+Context lengths count the new tokens. `window` is how many keys a token sees, itself included (0: all). A row's result
+does not depend on what else is in the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.kernels import reference
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows and blocks of a step's sequences. Host tensors but for `slots`, which is where the caches are.
+
+    block_tables     int32 [sequences, most blocks], padded with zeros that are never read
+    query_starts     int32 [sequences + 1], first row of each sequence
+    context_lengths  int32 [sequences], cached tokens plus the new ones
+    slots            int64 [tokens], where in the pool each new token goes: block * block_size + offset
+    """
+
+    block_tables: Tensor
+    query_starts: Tensor
+    context_lengths: Tensor
+    slots: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        query_lengths: Sequence[int],
+        context_lengths: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        block_size: int,
+        device: torch.device | str = "cpu",
+    ) -> "Layout":
+        """Sequence k has `query_lengths[k]` new tokens, the last of `context_lengths[k]`, in blocks `block_tables[k]`."""
+        tables = np.zeros((len(block_tables), max(map(len, block_tables), default=0)), np.int32)
+        slots: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = [np.zeros(0, np.int64)]
+        for row, blocks, new, context in zip(tables, block_tables, query_lengths, context_lengths, strict=True):
+            assert 0 <= new <= context <= len(blocks) * block_size, "a sequence's blocks hold its context"
+            row[: len(blocks)] = blocks
+            at = np.arange(context - new, context)
+            slots.append(row[at // block_size].astype(np.int64) * block_size + at % block_size)
+        starts = np.zeros(len(block_tables) + 1, np.int32)
+        np.cumsum(query_lengths, out=starts[1:])
+        return cls(
+            block_tables=torch.from_numpy(tables),
+            query_starts=torch.from_numpy(starts),
+            context_lengths=torch.tensor(context_lengths, dtype=torch.int32),
+            slots=torch.from_numpy(np.concatenate(slots)).to(device),
+        )
+
+
+def paged_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    layout: Layout,
+    scale: float,
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Attend; returns [tokens, heads, dim], contiguous. The new tokens' keys and values must be stored before."""
+    return reference.paged_attention(
+        q,
+        key_cache,
+        value_cache,
+        layout.block_tables,
+        query_starts=layout.query_starts.tolist(),
+        context_lengths=layout.context_lengths.tolist(),
+        scale=scale,
+        window=window,
+        softcap=softcap,
+    )
+
+
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """Copy key and value [tokens, kv_heads, dim], of any token and head stride, to `Layout.slots` of the caches."""
+    reference.store_kv(key, value, key_cache, value_cache, slots)

@@ -1,0 +1,102 @@
+"""y[s[i]:s[i+1]] += scale[g[i]] * (x[s[i]:s[i+1]] @ A[g[i]].T) @ B[g[i]].T
+
+The segmented-gather GEMM. Knows slots and pointers; never what an adapter is or how rows came to share one.
+
+    x  [rows, in]    float32 on a CPU; unit stride along `in`, any row stride
+    y  [rows, out]   added to in place; unit stride along `out`, any row stride (a slice of a fused output will do)
+    A  [rank, in], B [out, rank]   contiguous, float32, bfloat16 or float16, read where they lie; ranks mix freely
+    s, g             the step's `Segments`: runs of rows and the slot each uses; rows in no run are not touched
+
+    segments = Segments.of(slots=[3, 3, -1, 0], lengths=[1, 1, 5, 64])     # once per step; -1: no adapter
+    table = Table(slots=16, inputs=896, outputs=4864)                       # once per linear
+    table.set(3, a, b, scale); table.clear(3)
+    sgmm_(y, x, table, segments)
+
+A row's result depends on that row and its pair alone, bit by bit, whatever else is in the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.kernels import reference
+from inference.kernels.reference import Pair
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which rows of a step use which slot: row `starts[i]` up to `ends[i]` uses `slots[i]`. Built once per step."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    slots: tuple[int, ...]
+
+    @classmethod
+    def of(cls, slots: Sequence[int], lengths: Sequence[int]) -> "Segments":
+        """Sequence k has the next `lengths[k]` rows and uses `slots[k]`, -1 for none. Neighbours of one slot merge."""
+        assert len(slots) == len(lengths)
+        starts: list[int] = []
+        ends: list[int] = []
+        kept: list[int] = []
+        row = 0
+        for slot, length in zip(slots, lengths, strict=True):
+            if slot >= 0 and length > 0:
+                if kept and kept[-1] == slot and ends[-1] == row:
+                    ends[-1] = row + length
+                else:
+                    starts.append(row)
+                    ends.append(row + length)
+                    kept.append(slot)
+            row += length
+        return cls(tuple(starts), tuple(ends), tuple(kept))
+
+    @property
+    def empty(self) -> bool:
+        """No row has an adapter: the caller may skip every LoRA call of the step."""
+        return not self.slots
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        return zip(self.starts, self.ends, self.slots, strict=True)
+
+
+class Table:
+    """The pairs of one linear, by slot. Keeps the tensors alive; a slot without a pair costs nothing.
+
+    A slot may change only while no step that names it is running.
+    """
+
+    def __init__(self, slots: int, inputs: int, outputs: int) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.pairs: list[Pair | None] = [None] * slots
+
+    def set(self, slot: int, a: Tensor, b: Tensor, scale: float) -> None:
+        """Fill a slot with A [rank, in] and B [out, rank]; both contiguous, of one dtype and on one device."""
+        rank = a.shape[0]
+        assert a.shape == (rank, self.inputs), f"A is {tuple(a.shape)}, the linear reads {self.inputs}"
+        assert b.shape == (self.outputs, rank), f"B is {tuple(b.shape)}, expected {(self.outputs, rank)}"
+        assert a.dtype == b.dtype, f"A is {a.dtype}, B is {b.dtype}"
+        assert a.dtype in DTYPES, f"{a.dtype} is not an adapter's dtype"
+        assert a.device == b.device
+        assert a.is_contiguous()
+        assert b.is_contiguous()
+        self.pairs[slot] = (a, b, scale)
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot and let go of its tensors."""
+        self.pairs[slot] = None
+
+    @property
+    def any(self) -> bool:
+        """Whether any slot holds a pair."""
+        return any(pair is not None for pair in self.pairs)
+
+
+def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
+    """Add every segment's low-rank product to y in place. The module's first lines give the meaning and shapes."""
+    if not segments.empty and table.any:
+        reference.sgmm_(y, x, table.pairs, segments)
