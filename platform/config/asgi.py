@@ -1,0 +1,61 @@
+"""One ASGI application out of three. Knows which path goes where; knows nothing of what is said there.
+
+`/v1/…` over HTTP goes to the gateway's own handler, which has no middleware and holds no thread while a stream is open;
+the rest of HTTP to Django; WebSockets to Channels.
+"""
+
+import importlib.util
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+from django.core.asgi import get_asgi_application
+
+console = get_asgi_application()
+
+from channels.routing import URLRouter
+from django.urls import re_path
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+async def _no_such_socket(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b""})
+    else:
+        await send({"type": "websocket.close", "code": 4404})
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+if importlib.util.find_spec("gateway") and importlib.util.find_spec("gateway.handler"):
+    from gateway.handler import application as data_plane
+    from gateway.routing import websocket_urlpatterns
+else:
+    data_plane, websocket_urlpatterns = console, []
+
+sockets = URLRouter([*websocket_urlpatterns, re_path(r"", _no_such_socket)])
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Dispatches on the connection's type, and on the path's first segment."""
+    match scope["type"]:
+        case "http":
+            handler = data_plane if scope["path"].startswith("/v1/") else console
+        case "websocket":
+            handler = sockets
+        case _:
+            handler = _lifespan
+    await handler(scope, receive, send)

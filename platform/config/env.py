@@ -1,0 +1,185 @@
+"""Reads the environment into one frozen object; knows nothing of Django.
+
+Every variable is listed in `Env`. One that makes no sense raises `SettingInvalid`, whose text is one line that starts with
+the variable's name. Secrets that are unset are made once and kept in `<LORAYARD_HOME>/secrets.json`, mode 0600.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import quote, urlsplit
+
+from pydantic import AliasChoices, Field, PlainValidator, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_MODEL = ROOT / "demo" / "base"
+SOCKET_PATH_LIMIT = 100  # of the 107 bytes that Linux allows, with room for the longest name below
+LONGEST_SOCKET = "postgres/.s.PGSQL.5432"
+
+GENERATED = ("secret_key", "engine_secret", "pepper")
+
+
+class SettingInvalid(Exception):
+    """A setting that makes no sense. Its text is one line: the variable's name, then what is wrong."""
+
+
+def _folder(value: object) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(str(value))))
+
+
+Folder = Annotated[Path, PlainValidator(_folder)]
+
+
+class Env(BaseSettings):
+    """What the platform is told from outside, with "unset" resolved."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAYARD_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    home: Folder = ROOT / "var"
+    base_model: str = str(DEMO_MODEL)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    engine_url: str = ""
+    port: int = Field(default=8000, ge=1, le=65535)
+    public_url: str = ""
+    store_url: str = ""
+    debug: bool = False
+    database_pool: int = Field(default=0, ge=0, le=1000)  # connections that a process shares; 0: one per thread
+    database_url: str = Field(default="", validation_alias=AliasChoices("DATABASE_URL"))
+    redis_url: str = Field(default="", validation_alias=AliasChoices("REDIS_URL"))
+    secret_key: str = Field(default="", validation_alias=AliasChoices("SECRET_KEY"))
+    engine_secret: str = ""
+    pepper: str = ""
+
+    own_engine: bool = False  # these three follow from the URLs; load() sets them whatever the environment says
+    own_database: bool = False
+    own_redis: bool = False
+
+    @field_validator("engine_url")
+    @classmethod
+    def _engine_url(cls, value: str) -> str:
+        if value and not (value.startswith("unix:/") or _is_address(value)):
+            raise ValueError("must be unix:/path or host:port")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url(cls, value: str) -> str:
+        return _url(value, {"http", "https"}, "http://host[:port]").rstrip("/")
+
+    @field_validator("store_url")
+    @classmethod
+    def _store_url(cls, value: str) -> str:
+        return _url(value, {"file", "s3"}, "file:///folder or s3://bucket/prefix")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url(cls, value: str) -> str:
+        value = _url(value, {"postgres", "postgresql"}, "postgresql://user:password@host/name")
+        if value and not urlsplit(value).path.strip("/"):
+            raise ValueError("must name a database, as in postgresql://user:password@host/name")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: str) -> str:
+        return _url(value, {"redis", "rediss", "unix"}, "redis://host:6379/0")
+
+    @cached_property
+    def run(self) -> Path:
+        """Where sockets live: under home, or in a short folder of this user's own when home's path is too long."""
+        inside = self.home / "run"
+        if len(os.fsencode(inside / LONGEST_SOCKET)) <= SOCKET_PATH_LIMIT:
+            return inside
+        name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"lorayard-{os.getuid()}-{name}"
+
+    @property
+    def url(self) -> str:
+        """Where the console answers, without a slash at the end."""
+        return self.public_url or f"http://127.0.0.1:{self.port}"
+
+    @property
+    def celery_broker(self) -> str:
+        """Celery spells Redis on a Unix socket in its own way."""
+        return self.redis_url.replace("unix://", "redis+socket://", 1)
+
+
+def load() -> Env:
+    """The environment, checked and completed. Raises SettingInvalid. Makes home's secrets where they are unset."""
+    given = _read()
+    run = given.run
+    return given.model_copy(
+        update={
+            "own_engine": not given.engine_url,
+            "own_database": not given.database_url,
+            "own_redis": not given.redis_url,
+            "engine_url": given.engine_url or f"unix:{run / 'engine.sock'}",
+            "database_url": given.database_url
+            or f"postgresql://lorayard@/lorayard?host={quote(str(run / 'postgres'))}",
+            "redis_url": given.redis_url or f"unix://{run / 'redis.sock'}",
+            "store_url": given.store_url or f"file://{given.home / 'store'}",
+            **_secrets(given),
+        }
+    )
+
+
+def _read() -> Env:
+    try:
+        return Env()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        variable = f"LORAYARD_{name.upper()}" if name in Env.model_fields else name.upper()
+        raise SettingInvalid(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _secrets(given: Env) -> dict[str, str]:
+    """The three secrets: as given, else as kept in home, else made now."""
+    wanted = {name: getattr(given, name) for name in GENERATED}
+    if all(wanted.values()):
+        return wanted
+    path = given.home / "secrets.json"
+    try:
+        kept = json.loads(path.read_text()) if path.exists() else _make_secrets(path)
+        return {name: value or str(kept[name]) for name, value in wanted.items()}
+    except OSError as error:
+        raise SettingInvalid(f"LORAYARD_HOME: cannot write {error.filename or given.home}: {error.strerror}") from None
+    except (ValueError, KeyError):
+        raise SettingInvalid(f"LORAYARD_HOME: {path} is damaged; restore it, since keys depend on it") from None
+
+
+def _make_secrets(path: Path) -> dict[str, str]:
+    """Written beside, then linked: of several processes that start at once, one wins and all read the winner's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({name: secrets.token_urlsafe(48) for name in GENERATED}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        os.unlink(draft)
+    return dict(json.loads(path.read_text()))
+
+
+def _url(value: str, schemes: set[str], shape: str) -> str:
+    """The value, if it is empty or a URL of one of these schemes."""
+    parts = urlsplit(value)
+    if value and (parts.scheme not in schemes or not (parts.netloc or parts.path)):
+        raise ValueError(f"must look like {shape}")
+    return value
+
+
+def _is_address(value: str) -> bool:
+    host, _, port = value.rpartition(":")
+    return bool(host) and "/" not in host and port.isdigit() and 0 < int(port) <= 65535

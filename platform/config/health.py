@@ -1,0 +1,114 @@
+"""Whether this process lives, whether what it needs answers, and its numbers. Knows the engine by its client only."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import asynccontextmanager
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import connection
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis.asyncio import Redis
+
+from inference.client import EngineClient, EngineError, Stats
+
+PATIENCE = 3.0  # seconds that any one of the three may take
+
+
+async def live(_request: HttpRequest) -> HttpResponse:
+    """200 as long as this process answers; says nothing about others."""
+    return JsonResponse({"status": "ok"})
+
+
+async def ready(_request: HttpRequest) -> HttpResponse:
+    """200 if the database, Redis and the engine all answer, else 503; each is named with "ok" or "down"."""
+    names = ("database", "redis", "engine")
+    answers = await asyncio.gather(*(_answers(probe) for probe in (_database(), _redis(), _engine())))
+    states = {name: "ok" if up else "down" for name, up in zip(names, answers, strict=True)}
+    return JsonResponse(
+        {"status": "ok" if all(answers) else "down", **states},
+        status=200 if all(answers) else 503,
+        headers={} if all(answers) else {"Retry-After": "1"},
+    )
+
+
+async def metrics(_request: HttpRequest) -> HttpResponse:
+    """This process's metrics and the engine's, in Prometheus' text format. The engine's are absent while it is down."""
+    async with _client() as engine:
+        try:
+            stats = await engine.stats(timeout=PATIENCE)
+        except EngineError:
+            stats = None
+    remote = CollectorRegistry()
+    remote.register(EngineCollector(stats))
+    return HttpResponse(generate_latest(REGISTRY) + generate_latest(remote), content_type=CONTENT_TYPE_LATEST)
+
+
+class EngineCollector(Collector):
+    """The engine's stats as lorayard_engine_*; None means that it did not answer."""
+
+    def __init__(self, stats: Stats | None) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "lorayard_engine_up", "Whether the engine answered", value=float(self._stats is not None)
+        )
+        if self._stats is None:
+            return
+        for name, value in self._stats.gauges.items():
+            yield GaugeMetricFamily(f"lorayard_engine_{name}", f"The engine's {name}", value=value)
+        for name, value in self._stats.counters.items():
+            if name != "steps_total":  # it is the sum of the family below
+                yield CounterMetricFamily(f"lorayard_engine_{name}", f"The engine's {name}", value=value)
+        yield _by(
+            "adapters",
+            "lorayard_engine_steps",
+            "Steps by distinct adapters in the batch",
+            self._stats.steps_by_adapters,
+        )
+        yield _by("rows", "lorayard_engine_steps_by_rows", "Steps by sequences in the batch", self._stats.steps_by_rows)
+
+
+def _by(label: str, name: str, text: str, counts: Mapping[int, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for key, count in sorted(counts.items()):
+        family.add_metric([str(key)], count)
+    return family
+
+
+async def _answers(probe: Awaitable[bool]) -> bool:
+    try:
+        return await asyncio.wait_for(probe, PATIENCE)
+    except Exception:  # whatever the reason, the answer is that it is down
+        return False
+
+
+@sync_to_async
+def _database() -> bool:
+    connection.close_if_unusable_or_obsolete()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        return cursor.fetchone() == (1,)
+
+
+async def _redis() -> bool:
+    async with Redis.from_url(settings.LORAYARD.redis_url, socket_timeout=PATIENCE) as redis:
+        return bool(await redis.ping())
+
+
+async def _engine() -> bool:
+    async with _client() as engine:
+        return await engine.healthy(timeout=PATIENCE)
+
+
+@asynccontextmanager
+async def _client() -> AsyncIterator[EngineClient]:
+    engine = EngineClient(settings.LORAYARD.engine_url, settings.LORAYARD.engine_secret)
+    try:
+        yield engine
+    finally:
+        await engine.close()
