@@ -29,11 +29,11 @@ os.environ |= {
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
 }
 
-import django
+import django  # noqa: E402
 
-django.setup()
+django.setup()  # here rather than in pytest-django's own time, so that tests can import models at the top
 
-from config import env, processes, services
+from config import env, processes, services  # noqa: E402
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 

@@ -13,10 +13,10 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 from django.core.asgi import get_asgi_application
 
-console = get_asgi_application()
+console: Any = get_asgi_application()
 
-from channels.routing import URLRouter
-from django.urls import re_path
+from channels.routing import URLRouter  # noqa: E402 - apps must be loaded first
+from django.urls import re_path  # noqa: E402
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -46,7 +46,8 @@ if importlib.util.find_spec("gateway") and importlib.util.find_spec("gateway.han
 else:
     data_plane, websocket_urlpatterns = console, []
 
-sockets = URLRouter([*websocket_urlpatterns, re_path(r"", _no_such_socket)])
+nowhere: Any = _no_such_socket
+sockets = URLRouter([*websocket_urlpatterns, re_path(r"", nowhere)])
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
 """Reads the environment into one frozen object; knows nothing of Django.
 
-Every variable is listed in `Env`. One that makes no sense raises `SettingInvalid`, whose text is one line that starts with
-the variable's name. Secrets that are unset are made once and kept in `<LORAYARD_HOME>/secrets.json`, mode 0600.
+Every variable is listed in `Env`. One that makes no sense raises `SettingInvalid`, whose text is one line that starts
+with the variable's name. Secrets that are unset are made once and kept in `<LORAYARD_HOME>/secrets.json`, mode 0600.
 """
 
 import contextlib

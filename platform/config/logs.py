@@ -31,7 +31,7 @@ def _clean(name: str, value: Any) -> Any:
     return value
 
 
-SHARED = [
+SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
@@ -40,7 +40,7 @@ SHARED = [
 
 
 def configure(*, human: bool) -> dict[str, Any]:
-    """Sets structlog up and returns what Django's LOGGING wants, so that the standard library's loggers take the same way."""
+    """Sets structlog up, and returns Django's LOGGING: the standard library's loggers take the same way out."""
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -1,5 +1,6 @@
 """What a child process is: its command, who it runs as and how it is told to stop. Knows no particular process."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,7 +15,10 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 @dataclass(frozen=True)
 class Command:
-    """`user` is a uid to run as, None for our own. `stop` is the signal that asks for a clean end."""
+    """A program and how it is run. `user` is a uid, None for our own.
+
+    `stop` asks the process for a clean end; `orphaned` is what it gets when its parent dies without a word.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -22,26 +26,26 @@ class Command:
     cwd: Path | None = None
     user: int | None = None
     stop: signal.Signals = signal.SIGTERM
+    orphaned: signal.Signals = signal.SIGKILL
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.env}
+
+    @property
     def options(self) -> dict[str, Any]:
-        """What Popen needs: a session of its own, so that the whole group can be signalled, and no life after its parent."""
-        identity: dict[str, Any] = (
-            {} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}
-        )
-        return {
-            "env": {**os.environ, **self.env},
-            "cwd": self.cwd,
-            "start_new_session": True,
-            "preexec_fn": die_with_parent(self.stop),
-            **identity,
-        }
+        """What Popen needs besides: a session of its own, so that its whole group can be killed, and its user."""
+        options: dict[str, Any] = {"start_new_session": True, "preexec_fn": die_with_parent(self.orphaned)}
+        if self.user is not None:
+            options |= {"user": self.user, "group": self.user, "extra_groups": []}
+        return options
 
-    def popen(self, **kwargs: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.argv, **{**self.options(), **kwargs})
+    def popen(self, **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.argv, env=self.environment, cwd=self.cwd, **{**self.options, **options})
 
 
 def die_with_parent(sign: signal.Signals) -> Callable[[], None] | None:
-    """A hook for the child to run before exec, so that it gets `sign` when its parent dies. None where Linux isn't."""
+    """A hook for the child to run before exec, so that it gets `sign` when the thread that made it ends. Linux only."""
     try:
         prctl = ctypes.CDLL(None).prctl
     except AttributeError:
@@ -56,16 +60,17 @@ def die_with_parent(sign: signal.Signals) -> Callable[[], None] | None:
     return hook
 
 
+def kill_group(pid: int) -> None:
+    """Kills what a process that leads its group has left behind, and itself."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def end(process: subprocess.Popen[bytes], stop: signal.Signals, grace: float) -> None:
-    """Asks a process' group to stop, and kills what is left of it after `grace` seconds."""
+    """Asks a process to stop, and kills what is left of its group after `grace` seconds."""
     if process.poll() is None:
         process.send_signal(stop)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    kill_group(process.pid)
     process.wait()

