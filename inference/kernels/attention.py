@@ -14,7 +14,7 @@ owners, prefixes or models.
     out = paged_attention(q, key_cache, value_cache, layout, scale, window=0, softcap=0.0)
 
 Context lengths count the new tokens. `window` is how many keys a token sees, itself included (0: all). A row's result
-does not depend on what else is in the batch.
+does not depend on what else is in the batch, nor, on a CPU, on how its prompt was cut into chunks, bit by bit.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from inference.kernels import reference
+from inference.kernels.library import CAttention, library, ops
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Layout:
         block_size: int,
         device: torch.device | str = "cpu",
     ) -> "Layout":
-        """Sequence k has `query_lengths[k]` new tokens, the last of `context_lengths[k]`, in blocks `block_tables[k]`."""
+        """Sequence k has `query_lengths[k]` new tokens, the last of `context_lengths[k]` in `block_tables[k]`."""
         tables = np.zeros((len(block_tables), max(map(len, block_tables), default=0)), np.int32)
         slots: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = [np.zeros(0, np.int64)]
         for row, blocks, new, context in zip(tables, block_tables, query_lengths, context_lengths, strict=True):
@@ -80,19 +81,139 @@ def paged_attention(
     softcap: float = 0.0,
 ) -> Tensor:
     """Attend; returns [tokens, heads, dim], contiguous. The new tokens' keys and values must be stored before."""
-    return reference.paged_attention(
+    out: Tensor = _attend(
         q,
         key_cache,
         value_cache,
         layout.block_tables,
-        query_starts=layout.query_starts.tolist(),
-        context_lengths=layout.context_lengths.tolist(),
+        layout.query_starts,
+        layout.context_lengths,
+        scale,
+        window,
+        softcap,
+    )
+    return out
+
+
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """Copy key and value [tokens, kv_heads, dim], of any token and head stride, to `Layout.slots` of the caches."""
+    _store(key, value, key_cache, value_cache, slots)
+
+
+def _attend_on_cpu(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    native = library()
+    strides = key_cache.stride()
+    if native is None or not (_served(q, key_cache, value_cache) and value_cache.stride() == strides):
+        return _attend_anywhere(
+            q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, window, softcap
+        )
+    tokens, heads, dim = q.shape
+    _, block_size, kv_heads, _ = key_cache.shape
+    assert heads % kv_heads == 0
+    assert key_cache.shape == value_cache.shape
+    assert key_cache.shape[3] == dim
+    assert block_tables.is_contiguous()
+    out = torch.empty((tokens, heads, dim))
+    native.attend(
+        CAttention(
+            out.data_ptr(),
+            q.data_ptr(),
+            q.stride(0),
+            q.stride(1),
+            key_cache.data_ptr(),
+            value_cache.data_ptr(),
+            strides[0],
+            strides[1],
+            strides[2],
+            block_tables.data_ptr(),
+            block_tables.shape[1],
+            query_starts.data_ptr(),
+            context_lengths.data_ptr(),
+            context_lengths.shape[0],
+            heads,
+            kv_heads,
+            dim,
+            block_size,
+            scale,
+            window,
+            softcap,
+        )
+    )
+    return out
+
+
+def _attend_anywhere(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    return reference.paged_attention(
+        q,
+        key_cache,
+        value_cache,
+        block_tables,
+        query_starts=query_starts.tolist(),
+        context_lengths=context_lengths.tolist(),
         scale=scale,
         window=window,
         softcap=softcap,
     )
 
 
-def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-    """Copy key and value [tokens, kv_heads, dim], of any token and head stride, to `Layout.slots` of the caches."""
-    reference.store_kv(key, value, key_cache, value_cache, slots)
+def _attend_nowhere(q: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _store_on_cpu(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    native = library()
+    if native is None or not _served(key, value, key_cache, value_cache):
+        return reference.store_kv(key, value, key_cache, value_cache, slots)
+    tokens, kv_heads, dim = key.shape
+    assert key_cache.shape[2:] == (kv_heads, dim)
+    assert slots.shape == (tokens,)
+    for rows, cache in ((key, key_cache), (value, value_cache)):
+        native.store(
+            *(rows.data_ptr(), rows.stride(0), rows.stride(1)),
+            *(cache.data_ptr(), *cache.stride()[:3]),
+            *(slots.data_ptr(), tokens, kv_heads, dim, cache.shape[1]),
+        )
+    return None
+
+
+def _store_nowhere(*_: object) -> None:
+    """Shapes only: the op returns nothing."""
+
+
+def _served(*tensors: Tensor) -> bool:
+    return all(tensor.dtype is torch.float32 and tensor.stride(-1) == 1 for tensor in tensors)
+
+
+ops.define(
+    "paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
+    "Tensor context_lengths, float scale, int window, float softcap) -> Tensor"
+)
+ops.impl("paged_attention", _attend_on_cpu, "CPU")
+ops.impl("paged_attention", _attend_anywhere, "CUDA")
+ops.impl("paged_attention", _attend_nowhere, "Meta")
+ops.define("store_kv(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots) -> ()")
+ops.impl("store_kv", _store_on_cpu, "CPU")
+ops.impl("store_kv", reference.store_kv, "CUDA")
+ops.impl("store_kv", _store_nowhere, "Meta")
+_attend = torch.ops.lorayard.paged_attention.default
+_store = torch.ops.lorayard.store_kv.default

@@ -12,28 +12,53 @@ The segmented-gather GEMM. Knows slots and pointers; never what an adapter is or
     table.set(3, a, b, scale); table.clear(3)
     sgmm_(y, x, table, segments)
 
-A row's result depends on that row and its pair alone, bit by bit, whatever else is in the batch.
+A row's result depends on that row and its pair alone, bit by bit, whatever else is in the batch. The registered op is
+`torch.ops.lorayard.sgmm_(y, x, table, segments)`, which takes the handles of the last two.
 """
 
+import ctypes
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inference.kernels import reference
+from inference.kernels.library import CSegments, CTable, library, ops
 from inference.kernels.reference import Pair
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+PAIR = np.dtype(  # struct Pair of kernels.h
+    [("a", "u8"), ("b", "u8"), ("rank", "i4"), ("dtype", "i4"), ("scale", "f4"), ("unused", "i4")]
+)
+
 
 @dataclass(frozen=True)
 class Segments:
-    """Which rows of a step use which slot: row `starts[i]` up to `ends[i]` uses `slots[i]`. Built once per step."""
+    """Which rows of a step use which slot: row `starts[i]` up to `ends[i]` uses `slots[i]`. Built once per step.
+
+    rows     how many rows the runs reach
+    address  of the C struct
+    """
 
     starts: tuple[int, ...]
     ends: tuple[int, ...]
     slots: tuple[int, ...]
+    rows: int = field(init=False, repr=False)
+    address: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        memory = array("i", self.starts + self.ends + self.slots)
+        at, width = memory.buffer_info()[0], len(self.slots) * memory.itemsize
+        native = CSegments(at, at + width, at + 2 * width, len(self.slots))
+        object.__setattr__(self, "rows", max(self.ends, default=0))
+        object.__setattr__(self, "address", ctypes.addressof(native))
+        object.__setattr__(self, "_memory", (memory, native))
+        _segments[id(self)] = self
 
     @classmethod
     def of(cls, slots: Sequence[int], lengths: Sequence[int]) -> "Segments":
@@ -55,6 +80,11 @@ class Segments:
         return cls(tuple(starts), tuple(ends), tuple(kept))
 
     @property
+    def handle(self) -> int:
+        """Names these segments to the registered op."""
+        return id(self)
+
+    @property
     def empty(self) -> bool:
         """No row has an adapter: the caller may skip every LoRA call of the step."""
         return not self.slots
@@ -73,6 +103,16 @@ class Table:
         self.inputs = inputs
         self.outputs = outputs
         self.pairs: list[Pair | None] = [None] * slots
+        self._memory = np.zeros(slots, PAIR)
+        self._native = CTable(self._memory.ctypes.data, inputs, outputs)
+        self.address = ctypes.addressof(self._native)
+        self.any = False
+        _tables[id(self)] = self
+
+    @property
+    def handle(self) -> int:
+        """Names this table to the registered op."""
+        return id(self)
 
     def set(self, slot: int, a: Tensor, b: Tensor, scale: float) -> None:
         """Fill a slot with A [rank, in] and B [out, rank]; both contiguous, of one dtype and on one device."""
@@ -85,18 +125,52 @@ class Table:
         assert a.is_contiguous()
         assert b.is_contiguous()
         self.pairs[slot] = (a, b, scale)
+        if a.device.type == "cpu":
+            self._memory[slot] = (a.data_ptr(), b.data_ptr(), rank, DTYPES.index(a.dtype), scale, 0)
+        self.any = True
 
     def clear(self, slot: int) -> None:
         """Empty a slot and let go of its tensors."""
         self.pairs[slot] = None
-
-    @property
-    def any(self) -> bool:
-        """Whether any slot holds a pair."""
-        return any(pair is not None for pair in self.pairs)
+        self._memory[slot] = np.zeros((), PAIR)
+        self.any = any(pair is not None for pair in self.pairs)
 
 
 def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
     """Add every segment's low-rank product to y in place. The module's first lines give the meaning and shapes."""
-    if not segments.empty and table.any:
-        reference.sgmm_(y, x, table.pairs, segments)
+    if segments.slots and table.any:
+        _op(y, x, table.handle, segments.handle)
+
+
+def _on_cpu(y: Tensor, x: Tensor, table_handle: int, segments_handle: int) -> None:
+    table, segments = _tables[table_handle], _segments[segments_handle]
+    native = library()
+    if native is None or y.dtype is not torch.float32 or x.dtype is not torch.float32 or y.stride(1) != 1:
+        return reference.sgmm_(y, x, table.pairs, segments)
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    rows, inputs = x.shape
+    assert inputs == table.inputs
+    assert y.shape == (rows, table.outputs)
+    assert segments.rows <= rows
+    assert max(segments.slots) < len(table.pairs)
+    native.sgmm(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), table.address, segments.address)
+    return None
+
+
+def _anywhere(y: Tensor, x: Tensor, table_handle: int, segments_handle: int) -> None:
+    reference.sgmm_(y, x, _tables[table_handle].pairs, _segments[segments_handle])
+
+
+def _nowhere(y: Tensor, x: Tensor, table_handle: int, segments_handle: int) -> None:
+    """Shapes only: the op returns nothing."""
+
+
+# Registered by hand: `torch.library.custom_op` costs 15 µs a call, this under 2.
+_tables: WeakValueDictionary[int, Table] = WeakValueDictionary()
+_segments: WeakValueDictionary[int, Segments] = WeakValueDictionary()
+ops.define("sgmm_(Tensor(a!) y, Tensor x, int table, int segments) -> ()")
+ops.impl("sgmm_", _on_cpu, "CPU")
+ops.impl("sgmm_", _anywhere, "CUDA")
+ops.impl("sgmm_", _nowhere, "Meta")
+_op = torch.ops.lorayard.sgmm_.default

@@ -1,0 +1,211 @@
+// y[s:e] += scale * (x[s:e] @ A.T) @ B.T for every segment.
+//
+// Two phases in one parallel region, each a list of independent tiles: shrink into a small bridge, then expand from it.
+// shrink   bridge[row, r] = scale * sum_k x[row, k] A[r, k]    vectors along k, A read as it lies
+// expand   y[row, o] += sum_r bridge[row, r] B[o, r]           vectors along o, W rows of B transposed in registers
+// One (row, r) or (row, o) is always summed in the same order, however many rows and ranks share its tile.
+#pragma once
+#include <omp.h>
+
+#include "kernels.h"
+#include "vector.h"
+
+namespace {
+
+constexpr int TILE_ROWS = W == 16 ? 4 : 2;  // accumulators of a tile stay in registers
+constexpr int SHRINK_ROWS = 16, SHRINK_RANKS = 8, EXPAND_ROWS = 64, EXPAND_OUTPUTS = 256;
+constexpr int64_t SERIAL_WORK = 1 << 15;    // weights and multiply-adds below which a second thread costs more than it brings
+
+struct Job {
+  const Pair *pair;
+  int64_t start, rows;
+  float *bridge;  // [rows, rank]
+};
+
+struct Tile {
+  int32_t job, row, column;
+};
+
+template <typename T, int M, int N>
+INLINE void dots(const float *x, int64_t ldx, const T *a, int64_t inputs, float scale, float *bridge, int64_t rank) {
+  Vec sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = zero();
+  auto step = [&](int64_t k, auto get) __attribute__((always_inline)) {
+    Vec left[M];
+    for (int m = 0; m < M; ++m) left[m] = get(x + m * ldx + k);
+    for (int n = 0; n < N; ++n) {
+      const Vec right = get(a + n * inputs + k);
+      for (int m = 0; m < M; ++m) sums[m][n] = fma(left[m], right, sums[m][n]);
+    }
+  };
+  int64_t k = 0;
+  for (; k + W <= inputs; k += W) step(k, [](auto *p) __attribute__((always_inline)) { return load(p); });
+  if (const int rest = (int)(inputs - k))
+    step(k, [rest](auto *p) __attribute__((always_inline)) { return load(p, rest); });
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) bridge[m * rank + n] = scale * sum(sums[m][n]);
+}
+
+template <typename T, int M>
+INLINE void shrink_rows(const float *x, int64_t ldx, const T *a, int64_t inputs, int64_t ranks, float scale,
+                        float *bridge, int64_t rank) {
+  int64_t r = 0;
+  if (M == 1)
+    for (; r + 8 <= ranks; r += 8) dots<T, M, 8>(x, ldx, a + r * inputs, inputs, scale, bridge + r, rank);
+  for (; r + 4 <= ranks; r += 4) dots<T, M, 4>(x, ldx, a + r * inputs, inputs, scale, bridge + r, rank);
+  for (; r < ranks; ++r) dots<T, M, 1>(x, ldx, a + r * inputs, inputs, scale, bridge + r, rank);
+}
+
+template <typename T>
+void shrink(const float *x, int64_t ldx, int64_t inputs, const Job &job, const Tile &tile) {
+  const int64_t rank = job.pair->rank, ranks = least(SHRINK_RANKS, rank - tile.column);
+  const T *a = (const T *)job.pair->a + tile.column * inputs;
+  int64_t row = tile.row;
+  const int64_t end = least(row + SHRINK_ROWS, job.rows);
+  const float scale = job.pair->scale;
+  x += job.start * ldx;
+  float *bridge = job.bridge + tile.column;
+  for (; row + TILE_ROWS <= end; row += TILE_ROWS)
+    shrink_rows<T, TILE_ROWS>(x + row * ldx, ldx, a, inputs, ranks, scale, bridge + row * rank, rank);
+  for (; row < end; ++row) shrink_rows<T, 1>(x + row * ldx, ldx, a, inputs, ranks, scale, bridge + row * rank, rank);
+}
+
+template <int M, int N>
+INLINE void add_outputs(float *y, int64_t ldy, const float *bridge, const float *columns, int64_t rank, int last) {
+  Vec sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = zero();
+  for (int64_t r = 0; r < rank; ++r) {
+    Vec right[N];
+    for (int n = 0; n < N; ++n) right[n] = load(columns + (n * rank + r) * W);
+    for (int m = 0; m < M; ++m) {
+      const Vec left = all(bridge[m * rank + r]);
+      for (int n = 0; n < N; ++n) sums[m][n] = fma(left, right[n], sums[m][n]);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) {
+      float *at = y + m * ldy + n * W;
+      if (n == N - 1 && last < W)
+        store(at, add(load(at, last), sums[m][n]), last);
+      else
+        store(at, add(load(at), sums[m][n]));
+    }
+}
+
+template <int N>
+INLINE void expand_strip(float *y, int64_t ldy, const float *bridge, int64_t rows, const float *columns, int64_t rank,
+                         int last) {
+  int64_t row = 0;
+  for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
+    add_outputs<TILE_ROWS, N>(y + row * ldy, ldy, bridge + row * rank, columns, rank, last);
+  for (; row < rows; ++row) add_outputs<1, N>(y + row * ldy, ldy, bridge + row * rank, columns, rank, last);
+}
+
+// columns[r][i] = B[i, r] for the next W outputs (fewer: the rest repeat the first); `wide` holds them as floats.
+template <typename T>
+INLINE void gather_columns(const T *b, int64_t rank, int outputs, float *wide, float *columns) {
+  const float *source = wide;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    source = (const float *)b;
+  } else {
+    const int64_t count = outputs * rank;
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(wide + i, load(b + i));
+    if (i < count) store(wide + i, load(b + i, (int)(count - i)));
+  }
+  const float *rows[W];
+  for (int i = 0; i < W; ++i) rows[i] = source + (i < outputs ? i : 0) * rank;
+  transpose(rows, rank, columns, W);
+}
+
+template <typename T>
+void expand(float *y, int64_t ldy, int64_t outputs, const Job &job, const Tile &tile) {
+  static thread_local Scratch scratch;
+  constexpr int STRIPS = 4;
+  const int64_t rank = job.pair->rank, rows = least(EXPAND_ROWS, job.rows - tile.row);
+  float *columns = scratch.get<float>((STRIPS + 1) * (rank + 1) * W), *wide = columns + STRIPS * rank * W;
+  const T *b = (const T *)job.pair->b;
+  const float *bridge = job.bridge + tile.row * rank;
+  y += (job.start + tile.row) * ldy;
+  int64_t o = tile.column;
+  const int64_t end = least(o + EXPAND_OUTPUTS, outputs);
+  for (; o + STRIPS * W <= end; o += STRIPS * W) {
+    for (int n = 0; n < STRIPS; ++n)
+      gather_columns(b + (o + n * W) * rank, rank, W, wide, columns + n * rank * W);
+    expand_strip<STRIPS>(y + o, ldy, bridge, rows, columns, rank, W);
+  }
+  for (; o < end; o += W) {
+    const int here = (int)least(W, end - o);
+    gather_columns(b + o * rank, rank, here, wide, columns);
+    expand_strip<1>(y + o, ldy, bridge, rows, columns, rank, here);
+  }
+}
+
+template <typename T> struct Pointee;
+template <typename T> struct Pointee<T *> { using Type = T; };
+
+// Calls run with a null pointer to the dtype's C++ type.
+template <typename F> INLINE void with_dtype(int dtype, F &&run) {
+  if (dtype == 0) run((float *)nullptr);
+  if (dtype == 1) run((Bfloat16 *)nullptr);
+  if (dtype == 2) run((Float16 *)nullptr);
+}
+
+Tile *tiles(Tile *out, int32_t job, int64_t rows, int64_t columns, int row_step, int column_step) {
+  for (int64_t row = 0; row < rows; row += row_step)
+    for (int64_t column = 0; column < columns; column += column_step) *out++ = {job, (int32_t)row, (int32_t)column};
+  return out;
+}
+
+void sgmm(float *y, int64_t ldy, const float *x, int64_t ldx, const Table &table, const Segments &segments) {
+  static thread_local Scratch job_memory, bridge_memory, tile_memory;
+  Job *jobs = job_memory.get<Job>(segments.count);
+  int64_t count = 0, bridge_size = 0, shrinks = 0, expands = 0, work = 0;
+  for (int64_t i = 0; i < segments.count; ++i) {
+    const Pair &pair = table.pairs[segments.slots[i]];
+    const int64_t rows = segments.ends[i] - segments.starts[i];
+    if (pair.rank == 0 || rows <= 0) continue;
+    jobs[count++] = {&pair, segments.starts[i], rows, nullptr};
+    bridge_size += rows * pair.rank;
+    shrinks += ceil_div(rows, SHRINK_ROWS) * ceil_div(pair.rank, SHRINK_RANKS);
+    expands += ceil_div(rows, EXPAND_ROWS) * ceil_div(table.outputs, EXPAND_OUTPUTS);
+    work += pair.rank * (table.inputs + table.outputs) * (1 + rows / 4);
+  }
+  if (count == 0) return;
+  float *bridge = bridge_memory.get<float>(bridge_size);
+  Tile *const shrink_tiles = tile_memory.get<Tile>(shrinks + expands), *const expand_tiles = shrink_tiles + shrinks;
+  Tile *next_shrink = shrink_tiles, *next_expand = expand_tiles;
+  for (int64_t i = 0; i < count; ++i) {
+    jobs[i].bridge = bridge;
+    bridge += jobs[i].rows * jobs[i].pair->rank;
+    next_shrink = tiles(next_shrink, i, jobs[i].rows, jobs[i].pair->rank, SHRINK_ROWS, SHRINK_RANKS);
+    next_expand = tiles(next_expand, i, jobs[i].rows, table.outputs, EXPAND_ROWS, EXPAND_OUTPUTS);
+  }
+  auto run_shrink = [&](int64_t i) {
+    const Tile &tile = shrink_tiles[i];
+    with_dtype(jobs[tile.job].pair->dtype,
+               [&](auto *type) { shrink<typename Pointee<decltype(type)>::Type>(x, ldx, table.inputs, jobs[tile.job], tile); });
+  };
+  auto run_expand = [&](int64_t i) {
+    const Tile &tile = expand_tiles[i];
+    with_dtype(jobs[tile.job].pair->dtype,
+               [&](auto *type) { expand<typename Pointee<decltype(type)>::Type>(y, ldy, table.outputs, jobs[tile.job], tile); });
+  };
+  const int threads = work < SERIAL_WORK ? 1 : omp_get_max_threads();
+  if (threads == 1) {
+    for (int64_t i = 0; i < shrinks; ++i) run_shrink(i);
+    for (int64_t i = 0; i < expands; ++i) run_expand(i);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < shrinks; ++i) run_shrink(i);
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t i = 0; i < expands; ++i) run_expand(i);
+  }
+}
+
+}  // namespace
