@@ -1,0 +1,70 @@
+"""Knows keys by prefix and MAC; never the secret itself, which exists only in the answer to whoever made the key."""
+
+import uuid
+from typing import Self
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.utils import timezone
+
+from tenants.models import Tenant
+
+
+class Scope(models.TextChoices):
+    INFERENCE = "inference"
+    ADAPTERS_READ = "adapters:read"
+    ADAPTERS_WRITE = "adapters:write"
+    KEYS_READ = "keys:read"
+    KEYS_WRITE = "keys:write"
+    AUDIT_READ = "audit:read"
+    PLATFORM = "platform"  # an operator's: tenants, and everything of every tenant but inference
+
+
+class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
+    def for_tenant(self, tenant: Tenant | None) -> Self:
+        """The tenant's keys; with None, the operators'."""
+        return self.filter(tenant=tenant)
+
+
+class ApiKey(models.Model):
+    """Belongs to one tenant, or, with the scope `platform` and no other, to the operators."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, null=True, blank=True, on_delete=models.CASCADE, related_name="keys")
+    name = models.CharField(max_length=200)
+    prefix = models.CharField(max_length=16, unique=True, editable=False)
+    mac = models.CharField(max_length=64, editable=False)
+    scopes = ArrayField(models.CharField(max_length=32, choices=Scope))
+    adapters = ArrayField(
+        models.CharField(max_length=63), default=list, blank=True, help_text="Names of the allowed adapters; none: all."
+    )
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = ApiKeyQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(tenant__isnull=True, scopes=[Scope.PLATFORM.value])
+                | models.Q(tenant__isnull=False) & ~models.Q(scopes__contains=[Scope.PLATFORM.value]),
+                name="key_platform_has_no_tenant",
+            ),
+            models.CheckConstraint(condition=models.Q(scopes__len__gt=0), name="key_has_a_scope"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} (ly_{self.prefix}_…)"
+
+    @property
+    def is_live(self) -> bool:
+        """Neither revoked, expired nor of an inactive tenant."""
+        expired = self.expires_at is not None and self.expires_at <= timezone.now()
+        return self.revoked_at is None and not expired and (self.tenant is None or self.tenant.active)
+
+    def may(self, scope: str) -> bool:
+        """An operator's key may do all that is managed, but never speaks to a model."""
+        return scope in self.scopes or (Scope.PLATFORM in self.scopes and scope != Scope.INFERENCE)

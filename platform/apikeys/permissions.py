@@ -1,0 +1,67 @@
+"""Decides who may call a management view, and attaches for which tenant and as whom."""
+
+from typing import TYPE_CHECKING
+
+from django.http import Http404
+from rest_framework.exceptions import ValidationError
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+from apikeys.models import ApiKey
+from audit.requests import request_id
+from audit.services import Actor
+from tenants.models import Tenant
+
+if TYPE_CHECKING:
+    from rest_framework.views import APIView
+
+
+class HasScope(BasePermission):
+    """A key with the view's scope for the method, or a person of the staff by the console's session.
+
+    A key sees its own tenant; naming another (`?tenant=`) is the same 404 as naming none that exists. Operators name
+    any.
+    """
+
+    def has_permission(self, request: Request, view: "APIView") -> bool:
+        from audit.api import Management  # DRF reads its settings, which lead here, before it has defined its views
+
+        if not isinstance(view, Management):
+            return False
+        scope = view.scopes.get("GET" if request.method == "HEAD" else request.method or "")
+        if request.method == "OPTIONS":
+            scope = next(iter(view.scopes.values()), None)
+        if scope is None or not _may(request, scope):
+            return False
+        view.tenant = _tenant_of(request)
+        view.actor = actor_of(request)
+        if view.needs_tenant and view.tenant is None:
+            raise ValidationError({"tenant": "Name the tenant: ?tenant=<slug>."})
+        return True
+
+
+def actor_of(request: Request) -> Actor:
+    key = request.auth
+    return Actor(
+        kind="key" if isinstance(key, ApiKey) else "user",
+        id=str(request.user.pk),
+        address=request.META.get("REMOTE_ADDR") or "",
+        request_id=request_id(request),
+    )
+
+
+def _may(request: Request, scope: str) -> bool:
+    if isinstance(request.auth, ApiKey):
+        return request.auth.may(scope)
+    return bool(request.user and request.user.is_active and request.user.is_staff)
+
+
+def _tenant_of(request: Request) -> Tenant | None:
+    own = request.auth.tenant if isinstance(request.auth, ApiKey) else None
+    slug = request.query_params.get("tenant")
+    if slug is None or (own is not None and own.slug == slug):
+        return own
+    named = Tenant.objects.filter(slug=slug).first() if own is None else None
+    if named is None:
+        raise Http404
+    return named

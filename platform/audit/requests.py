@@ -1,0 +1,18 @@
+"""Gives every request one id, so that an audit event can be found from an answer."""
+
+import re
+import secrets
+
+from rest_framework.request import Request
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def request_id(request: Request) -> str:
+    """The caller's `x-request-id` if it is a plain one, else one of our own; the same all through the request."""
+    known: str | None = getattr(request, "_lorayard_id", None)
+    if known is None:
+        given = request.headers.get("x-request-id", "")
+        known = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        request._lorayard_id = known  # type: ignore[attr-defined]
+    return known

@@ -1,0 +1,29 @@
+"""What workers are asked to do: thin calls into services. Tasks take ids, may run twice, and leave no result."""
+
+import logging
+from uuid import UUID
+
+from celery import shared_task
+
+from audit import services as audit
+from registry import services as registry
+
+log = logging.getLogger(__name__)
+
+TIME_LIMIT = 10 * 60  # seconds; below registry.services.validation.STALE
+
+
+@shared_task(name="jobs.tasks.validate_version", acks_late=True, reject_on_worker_lost=True, time_limit=TIME_LIMIT)
+def validate_version(version_id: str) -> None:
+    registry.validate_version(UUID(version_id))
+
+
+@shared_task(name="jobs.tasks.revalidate_stale", acks_late=True)
+def revalidate_stale() -> None:
+    registry.revalidate_stale()
+
+
+@shared_task(name="jobs.tasks.verify_audit", acks_late=True)
+def verify_audit() -> None:
+    for problem in audit.verify():
+        log.critical("the audit chain is broken: %s", problem)

@@ -1,0 +1,181 @@
+"""Knows base models, adapters, their versions and the aliases that name them; nothing of files, queues or requests.
+
+A version's identity below the registry is its digest. Triggers hold what the services promise: states move along the
+arrows below, and once a version has left validation its content never changes.
+
+    uploaded ──> validating ──> ready ──> archived
+        └────────────┴────────> rejected
+"""
+
+import uuid
+from typing import Self
+
+import pgtrigger
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models import Q
+
+from tenants.models import Tenant
+
+NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+DIGEST = r"^sha256:[0-9a-f]{64}$"
+VERSION_LIKE = r"^v[0-9]+$"
+STABLE = "stable"
+
+valid_name = RegexValidator(NAME, "Lower-case letters, digits and inner dots, hyphens, underscores; 63 at most.")
+not_a_version = RegexValidator(VERSION_LIKE, "An alias can't look like a version.", inverse_match=True)
+
+
+class BaseModel(models.Model):
+    """A frozen model that an engine holds. The default one is what the engine serves now."""
+
+    name = models.CharField(max_length=255, unique=True)
+    source = models.CharField(max_length=1024, help_text="A folder or a hub id.")
+    spec = models.JSONField(help_text="Shapes that an adapter must fit (adapters.base.BaseSpec).")
+    is_default = models.BooleanField(default=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_base_model")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AdapterQuerySet(models.QuerySet["Adapter"]):
+    def for_tenant(self, tenant: Tenant) -> Self:
+        return self.filter(tenant=tenant)
+
+
+class Adapter(models.Model):
+    """A tenant's named fine-tune of one base model; a name, no weights. Its row locks its versions and aliases."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="adapters")
+    name = models.CharField(max_length=63, validators=[valid_name])
+    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="adapters")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = AdapterQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(fields=["tenant", "name"], name="adapter_name_once_per_tenant"),
+            models.CheckConstraint(condition=Q(name__regex=NAME), name="adapter_name_is_plain"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.name}"
+
+
+class State(models.TextChoices):
+    UPLOADED = "uploaded"
+    VALIDATING = "validating"
+    READY = "ready"
+    REJECTED = "rejected"
+    ARCHIVED = "archived"
+
+
+ARROWS = [
+    (State.UPLOADED, State.VALIDATING),
+    (State.UPLOADED, State.REJECTED),
+    (State.VALIDATING, State.READY),
+    (State.VALIDATING, State.REJECTED),
+    (State.READY, State.ARCHIVED),
+]
+PENDING = (State.UPLOADED, State.VALIDATING)
+SETTLED = (State.READY, State.REJECTED, State.ARCHIVED)
+
+
+class VersionQuerySet(models.QuerySet["Version"]):
+    def for_tenant(self, tenant: Tenant) -> Self:
+        return self.filter(adapter__tenant=tenant)
+
+    def pending(self) -> Self:
+        return self.filter(state__in=PENDING)
+
+
+class Version(models.Model):
+    """One immutable upload of an adapter."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    adapter = models.ForeignKey(Adapter, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    digest = models.CharField(max_length=71, blank=True, db_index=True, help_text="sha256:…, once it is ready.")
+    state = models.CharField(max_length=16, choices=State, default=State.UPLOADED)
+    findings = models.JSONField(default=list, blank=True, help_text="Why it was rejected.")
+    summary = models.JSONField(default=dict, blank=True, help_text="Rank, targets, tensors, bytes, dtype.")
+    size = models.PositiveBigIntegerField(default=0, help_text="Bytes as uploaded; once ready, as stored.")
+    attempts = models.PositiveSmallIntegerField(default=0, help_text="How often a worker has begun to validate it.")
+    uploader = models.CharField(max_length=96)
+    created_at = models.DateTimeField(auto_now_add=True)
+    changed_at = models.DateTimeField(auto_now=True)
+
+    objects = VersionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["adapter", "number"], name="version_number_once_per_adapter"),
+            models.CheckConstraint(
+                condition=Q(state__in=[State.READY, State.ARCHIVED], digest__regex=DIGEST)
+                | ~Q(state__in=[State.READY, State.ARCHIVED]) & Q(digest=""),
+                name="version_has_a_digest_when_ready",
+            ),
+        ]
+        triggers = [
+            pgtrigger.FSM(name="states", field="state", transitions=[(a.value, b.value) for a, b in ARROWS]),
+            pgtrigger.ReadOnly(name="identity", fields=["id", "adapter", "number", "uploader", "created_at"]),
+            pgtrigger.Protect(
+                name="settled_content",
+                operation=pgtrigger.Update,
+                condition=pgtrigger.Q(old__state__in=[state.value for state in SETTLED])
+                & (
+                    pgtrigger.Q(old__digest__df=pgtrigger.F("new__digest"))
+                    | pgtrigger.Q(old__findings__df=pgtrigger.F("new__findings"))
+                    | pgtrigger.Q(old__summary__df=pgtrigger.F("new__summary"))
+                    | pgtrigger.Q(old__size__df=pgtrigger.F("new__size"))
+                ),
+            ),
+            pgtrigger.Protect(
+                name="keep_served",
+                operation=pgtrigger.Delete,
+                condition=pgtrigger.Q(old__state__in=[State.READY.value, State.ARCHIVED.value]),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.adapter}@v{self.number}"
+
+
+class AliasQuerySet(models.QuerySet["Alias"]):
+    def for_tenant(self, tenant: Tenant) -> Self:
+        return self.filter(adapter__tenant=tenant)
+
+
+class Alias(models.Model):
+    """A movable name for a version; `stable` is what a bare adapter name means. Its history is in the audit chain."""
+
+    adapter = models.ForeignKey(Adapter, on_delete=models.CASCADE, related_name="aliases")
+    name = models.CharField(max_length=63, validators=[valid_name, not_a_version])
+    version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="aliases")
+    moved_at = models.DateTimeField(auto_now=True)
+
+    objects = AliasQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name_plural = "aliases"
+        constraints = [
+            models.UniqueConstraint(fields=["adapter", "name"], name="alias_name_once_per_adapter"),
+            models.CheckConstraint(
+                condition=Q(name__regex=NAME) & ~Q(name__regex=VERSION_LIKE), name="alias_name_is_plain"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.adapter}@{self.name}"

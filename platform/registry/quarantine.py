@@ -1,0 +1,178 @@
+"""Knows where uploads wait, and that they get there whole or not at all; nothing of what they hold or who sent them.
+
+<home>/quarantine/<version id>/<file>      until the version is ready or rejected
+<home>/quarantine/incoming/<temporary>     while a request is being read
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.core.files import File
+from django.core.files.uploadedfile import UploadedFile
+from django.core.files.uploadhandler import FileUploadHandler
+
+from adapters.limits import DEFAULT
+from registry.errors import UploadMalformed, UploadTooLarge
+
+MAX_FILES = 8
+FORM_OVERHEAD = 64 * 1024  # boundaries and part headers of a multipart body
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^\.+")
+WORK = ".work-"
+
+
+def root() -> Path:
+    home: Path = settings.LORAYARD.home
+    return home / "quarantine"
+
+
+def folder(version: UUID) -> Path:
+    return root() / str(version)
+
+
+def admit(version: UUID, files: Iterable[File[Any]]) -> int:
+    """Store the files for this version; returns their bytes. On any failure nothing is left."""
+    files = list(files)
+    names = [_safe(file.name or "") for file in files]
+    if not 1 <= len(names) <= MAX_FILES:
+        raise UploadMalformed("Send adapter_config.json and adapter_model.safetensors, or one archive of them.")
+    if len(set(names)) < len(names):
+        raise UploadMalformed("Two of the files have the same name.")
+    target = folder(version)
+    target.mkdir(parents=True, mode=0o700)
+    try:
+        left = DEFAULT.total
+        for name, file in zip(names, files, strict=True):
+            left -= _take(file, target / name, left)
+        return DEFAULT.total - left
+    except BaseException:
+        discard(version)
+        raise
+
+
+def files_of(version: UUID) -> list[Path]:
+    """The version's files as uploaded; empty when they are gone."""
+    if not folder(version).is_dir():
+        return []
+    return sorted(path for path in folder(version).iterdir() if not path.name.startswith(WORK))
+
+
+@contextmanager
+def workspace(version: UUID) -> Iterator[Path]:
+    """An empty folder beside the version's files; it goes with them, should its maker be killed."""
+    with tempfile.TemporaryDirectory(prefix=WORK, dir=folder(version), ignore_cleanup_errors=True) as work:
+        yield Path(work)
+
+
+def discard(version: UUID) -> None:
+    shutil.rmtree(folder(version), ignore_errors=True)
+
+
+def sweep(keep: Iterable[UUID], older_than: float) -> int:
+    """Remove what processes that died left behind: all but `keep` that is older than so many seconds."""
+    kept = {str(version) for version in keep}
+    horizon = time.time() - older_than
+    incoming = root() / "incoming"
+    folders = [path for path in _entries(root()) if path.name not in kept and path != incoming]
+    left = [path for path in (*folders, *_entries(incoming)) if _modified(path) < horizon]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return len(left)
+
+
+class Landing(UploadedFile):
+    """One file of a request, on the same disk as the quarantine, so that admitting it is a rename."""
+
+    def __init__(self, name: str, content_type: str | None) -> None:
+        incoming = root() / "incoming"
+        incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        super().__init__(tempfile.NamedTemporaryFile(dir=incoming, delete=False), name, content_type, 0)  # noqa: SIM115
+
+    @property
+    def path(self) -> Path:
+        assert self.file is not None
+        return Path(self.file.name or "")
+
+    def close(self) -> None:
+        super().close()
+        self.path.unlink(missing_ok=True)
+
+
+class Incoming(FileUploadHandler):
+    """Reads a request's files into the quarantine. One byte over the limit ends it, with nothing left."""
+
+    chunk_size = 1 << 20
+
+    def __init__(self, request: Any = None) -> None:
+        super().__init__(request)
+        self.received = 0
+        self.landed: list[Landing] = []
+
+    def handle_raw_input(self, input_data: Any, META: Any, content_length: int, *args: Any, **kwargs: Any) -> None:
+        if content_length > DEFAULT.total + FORM_OVERHEAD:
+            raise UploadTooLarge(DEFAULT.total)
+
+    def new_file(self, *args: Any, **kwargs: Any) -> None:
+        super().new_file(*args, **kwargs)
+        self.landed.append(Landing(self.file_name or "", self.content_type))
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
+        self.received += len(raw_data)
+        try:
+            if self.received > DEFAULT.total:
+                raise UploadTooLarge(DEFAULT.total)
+            self.landed[-1].write(raw_data)
+        except BaseException:
+            self.upload_interrupted()
+            raise
+
+    def file_complete(self, file_size: int) -> Landing:
+        file = self.landed[-1]
+        file.seek(0)
+        file.size = file_size
+        return file
+
+    def upload_interrupted(self) -> None:
+        for file in self.landed:
+            file.close()
+
+
+def _take(file: File[Any], target: Path, limit: int) -> int:
+    if isinstance(file, Landing):
+        if (file.size or 0) > limit:
+            raise UploadTooLarge(DEFAULT.total)
+        file.flush()
+        os.rename(file.path, target)
+        return target.stat().st_size
+    taken = 0
+    with target.open("wb") as copy:
+        for chunk in file.chunks():
+            taken += len(chunk)
+            if taken > limit:
+                raise UploadTooLarge(DEFAULT.total)
+            copy.write(chunk)
+    return taken
+
+
+def _safe(name: str) -> str:
+    """The last part of the name with everything odd replaced: harmless on disk, yet telling in a finding."""
+    return UNSAFE.sub("_", re.split(r"[/\\]", name)[-1])[:100] or "unnamed"
+
+
+def _entries(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")

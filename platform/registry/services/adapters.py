@@ -1,0 +1,88 @@
+"""Registers base models, makes and deletes adapters."""
+
+from pathlib import Path
+
+from django.db import IntegrityError, transaction
+
+from adapters.base import describe
+from audit.models import Action
+from audit.services import SYSTEM, Actor, record
+from registry.errors import AdapterInUse, AdapterNotFound, BaseModelChanged, NameTaken, NoBaseModel
+from registry.models import Adapter, BaseModel, State
+from tenants.models import Tenant
+
+
+def register_base_model(source: str, name: str | None = None, *, actor: Actor = SYSTEM) -> BaseModel:
+    """Describe the model at `source` and make it the default, the one that is served. Safe to repeat.
+
+    Its name is the hub id, or the folder's last part. Raises BaseModelMissing and BaseModelUnsupported
+    (adapters.errors), and BaseModelChanged when adapters exist for other shapes under this name.
+    """
+    name = name or (Path(source).resolve().name if Path(source).is_dir() else source)
+    spec = describe(source).to_json()
+    with transaction.atomic():
+        known = BaseModel.objects.select_for_update().filter(name=name).first()
+        if known and known.spec == spec and known.source == source and known.is_default:
+            return known
+        if known and known.spec != spec and known.adapters.exists():
+            raise BaseModelChanged(
+                f"Adapters exist for a different model named {name!r}; register this one by another name."
+            )
+        BaseModel.objects.filter(is_default=True).update(is_default=False)
+        values = {"source": source, "spec": spec, "is_default": True}
+        base, _ = BaseModel.objects.update_or_create(name=name, defaults=values)
+        record(Action.BASE_MODEL_REGISTERED, tenant=None, actor=actor, target=name, data={"source": source})
+    return base
+
+
+def create_adapter(tenant: Tenant, name: str, *, base_model: BaseModel | None = None, actor: Actor) -> Adapter:
+    """A name without weights yet, for the base model that is served unless another is given.
+
+    Raises NameTaken, NoBaseModel, and ValidationError for a name that makes no sense.
+    """
+    base = base_model or BaseModel.objects.filter(is_default=True).first()
+    if base is None:
+        raise NoBaseModel("No base model is registered yet.")
+    if BaseModel.objects.filter(name=name).exists():
+        raise NameTaken(f"{name!r} is a base model's name.")
+    adapter = Adapter(tenant=tenant, name=name, base_model=base)
+    adapter.clean_fields()
+    with transaction.atomic():
+        try:
+            with transaction.atomic():
+                adapter.save(force_insert=True)
+        except IntegrityError as error:
+            raise NameTaken(f"There is an adapter {name!r} already.") from error
+        record(Action.ADAPTER_CREATED, tenant=tenant, actor=actor, target=str(adapter), data={"base_model": base.name})
+    return adapter
+
+
+def ensure_adapter(tenant: Tenant, name: str, *, actor: Actor) -> Adapter:
+    """The tenant's adapter of this name, made if need be."""
+    existing = Adapter.objects.for_tenant(tenant).filter(name=name)
+    try:
+        return existing.first() or create_adapter(tenant, name, actor=actor)
+    except NameTaken:
+        if adapter := existing.first():
+            return adapter
+        raise
+
+
+@transaction.atomic
+def delete_adapter(adapter: Adapter, *, actor: Actor) -> None:
+    """Remove an adapter of which nothing was ever served or waits to be. Raises AdapterInUse."""
+    adapter = locked(adapter)
+    if adapter.versions.exclude(state=State.REJECTED).exists():
+        raise AdapterInUse("Only an adapter without versions, or with rejected ones alone, can be deleted.")
+    target, tenant = str(adapter), adapter.tenant
+    adapter.delete()
+    record(Action.ADAPTER_DELETED, tenant=tenant, actor=actor, target=target)
+
+
+def locked(adapter: Adapter) -> Adapter:
+    """The adapter, its row locked until the transaction ends. Raises AdapterNotFound when it was deleted meanwhile."""
+    rows = Adapter.objects.select_for_update(of=("self",), no_key=True).select_related("tenant", "base_model")
+    row = rows.filter(pk=adapter.pk).first()
+    if row is None:
+        raise AdapterNotFound
+    return row

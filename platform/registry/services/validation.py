@@ -1,0 +1,154 @@
+"""Drives a version from uploaded to ready or rejected. Runs in a worker; killed at any point, it can be run again.
+
+What decides is the compare-and-set at the end: of two workers on one version one settles it, and the other's result is
+dropped. The store is content-addressed, so putting twice is putting once.
+"""
+
+import logging
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from adapters.base import BaseSpec
+from adapters.errors import Finding, Rejected
+from adapters.files import DROPPED
+from adapters.limits import DEFAULT
+from audit.models import Action
+from audit.services import SYSTEM, record
+from registry import quarantine
+from registry.models import PENDING, STABLE, Adapter, Alias, State, Version
+from registry.services.adapters import locked
+from registry.services.versions import enqueue_validation
+
+if TYPE_CHECKING:
+    from adapters.manifest import Manifest
+    from adapters.validation import Summary
+
+log = logging.getLogger(__name__)
+
+ARCHIVES = (".zip", ".tar.gz", ".tgz")
+ATTEMPTS = 5
+STALE = timedelta(minutes=15)  # longer than the task's time limit
+FORGOTTEN = timedelta(hours=6)  # longer than any request that uploads
+
+
+def validate_version(version_id: UUID) -> State | None:
+    """Settle one version and return its state; None when it was settled already. Repeatable."""
+    version = _claim(version_id)
+    if version is None:
+        return None
+    try:
+        if version.attempts > ATTEMPTS:
+            raise Rejected.because("validation-failed", "Validation broke off again and again; tell the operator.")
+        summary, manifest = _examine(version)
+    except Rejected as refusal:
+        return _reject(version, refusal.findings)
+    except OSError:
+        if not Version.objects.pending().filter(pk=version_id).exists():
+            return None  # another worker settled it and took the files away
+        raise
+    return _accept(version, summary, manifest)
+
+
+def revalidate_stale() -> int:
+    """Ask again for workers for versions that lost theirs; sweep what dead processes left. Returns how many."""
+    now = timezone.now()
+    stale = list(Version.objects.pending().filter(changed_at__lt=now - STALE).values_list("pk", flat=True))
+    for version in stale:
+        Version.objects.filter(pk=version).update(changed_at=now)
+        enqueue_validation(version)
+    waiting = Version.objects.pending().values_list("pk", flat=True)
+    quarantine.sweep(keep=waiting, older_than=FORGOTTEN.total_seconds())
+    return len(stale)
+
+
+@transaction.atomic
+def _claim(version_id: UUID) -> Version | None:
+    """Move to validating, or count another attempt at it."""
+    changes = {"state": State.VALIDATING, "attempts": F("attempts") + 1, "changed_at": timezone.now()}
+    row = Version.objects.filter(pk=version_id)
+    first = row.filter(state=State.UPLOADED).update(**changes) == 1
+    if not first and row.filter(state=State.VALIDATING).update(**changes) != 1:
+        return None
+    version = row.select_related("adapter__tenant", "adapter__base_model").get()
+    if first:
+        record(Action.VERSION_VALIDATING, tenant=version.adapter.tenant, actor=SYSTEM, target=str(version))
+    return version
+
+
+def _examine(version: Version) -> "tuple[Summary, Manifest]":
+    """Validate a copy of the files and put it into the store. Raises Rejected."""
+    from adapters.store import Store
+    from adapters.validation import validate
+
+    files = quarantine.files_of(version.pk)
+    if not files:
+        raise Rejected.because("upload-lost", "The uploaded files are gone; upload them again.")
+    base = BaseSpec.from_json(version.adapter.base_model.spec)
+    with quarantine.workspace(version.pk) as work:
+        _lay_out(files, work)
+        summary = validate(work, base, DEFAULT)
+        for name in DROPPED:
+            (work / name).unlink(missing_ok=True)
+        return summary, Store(settings.LORAYARD.store_url).put(work)
+
+
+def _lay_out(files: list[Path], work: Path) -> None:
+    from adapters.archive import unpack
+
+    if len(files) == 1 and files[0].name.lower().endswith(ARCHIVES):
+        unpack(files[0], work, DEFAULT)
+        return
+    for file in files:
+        (work / file.name).hardlink_to(file)
+
+
+@transaction.atomic
+def _accept(version: Version, summary: "Summary", manifest: "Manifest") -> State | None:
+    adapter = locked(version.adapter)
+    size = sum(file.size for file in manifest.files)
+    content = {"digest": manifest.digest, "summary": asdict(summary), "size": size}
+    if not _settle(version, State.READY, **content):
+        return None
+    named = _name_stable(adapter, version)
+    data = {"digest": manifest.digest, "size": size}
+    record(Action.VERSION_READY, tenant=adapter.tenant, actor=SYSTEM, target=str(version), data=data)
+    if named is not None:
+        data = {"from": None, "to": version.number}
+        record(Action.ALIAS_CREATED, tenant=adapter.tenant, actor=SYSTEM, target=str(named), data=data)
+    return State.READY
+
+
+@transaction.atomic
+def _reject(version: Version, findings: tuple[Finding, ...]) -> State | None:
+    report = [asdict(finding) for finding in findings]
+    if not _settle(version, State.REJECTED, findings=report):
+        return None
+    data = {"rules": sorted({finding.rule for finding in findings})}
+    record(Action.VERSION_REJECTED, tenant=version.adapter.tenant, actor=SYSTEM, target=str(version), data=data)
+    return State.REJECTED
+
+
+def _settle(version: Version, state: State, **content: object) -> bool:
+    """Compare and set; the winner's commit takes the files out of quarantine."""
+    pending = Version.objects.filter(pk=version.pk, state__in=PENDING)
+    won = pending.update(state=state, changed_at=timezone.now(), **content) == 1
+    if won:
+        transaction.on_commit(partial(quarantine.discard, version.pk), robust=True)
+    return won
+
+
+def _name_stable(adapter: Adapter, version: Version) -> Alias | None:
+    """The first version that becomes ready is `stable`; later ones are moved there by people."""
+    others = adapter.versions.filter(state__in=[State.READY, State.ARCHIVED]).exclude(pk=version.pk)
+    if others.exists() or adapter.aliases.filter(name=STABLE).exists():
+        return None
+    return Alias.objects.create(adapter=adapter, name=STABLE, version=version)
