@@ -1,5 +1,7 @@
 """What workers are asked to do: thin calls into services. Tasks take ids, may run twice, and leave no result."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 import logging
 from uuid import UUID
 

@@ -4,6 +4,8 @@
 <home>/quarantine/incoming/<temporary>     while a request is being read
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
@@ -88,7 +90,7 @@ def sweep(keep: Iterable[UUID], older_than: float) -> int:
     return len(left)
 
 
-class Landing(UploadedFile):
+class Landing(UploadedFile):  # type: ignore[type-arg]  # generic in the stubs alone
     """One file of a request, on the same disk as the quarantine, so that admitting it is a rename."""
 
     def __init__(self, name: str, content_type: str | None) -> None:

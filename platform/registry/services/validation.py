@@ -4,6 +4,8 @@ What decides is the compare-and-set at the end: of two workers on one version on
 dropped. The store is content-addressed, so putting twice is putting once.
 """
 
+from __future__ import annotations
+
 import logging
 from dataclasses import asdict
 from datetime import timedelta
@@ -29,8 +31,9 @@ from registry.services.adapters import locked
 from registry.services.versions import enqueue_validation
 
 if TYPE_CHECKING:
-    from adapters.manifest import Manifest
     from adapters.validation import Summary
+
+    from adapters.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +87,7 @@ def _claim(version_id: UUID) -> Version | None:
     return version
 
 
-def _examine(version: Version) -> "tuple[Summary, Manifest]":
+def _examine(version: Version) -> tuple[Summary, Manifest]:
     """Validate a copy of the files and put it into the store. Raises Rejected."""
     from adapters.store import Store
     from adapters.validation import validate
@@ -112,7 +115,7 @@ def _lay_out(files: list[Path], work: Path) -> None:
 
 
 @transaction.atomic
-def _accept(version: Version, summary: "Summary", manifest: "Manifest") -> State | None:
+def _accept(version: Version, summary: Summary, manifest: Manifest) -> State | None:
     adapter = locked(version.adapter)
     size = sum(file.size for file in manifest.files)
     content = {"digest": manifest.digest, "summary": asdict(summary), "size": size}

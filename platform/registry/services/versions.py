@@ -1,5 +1,7 @@
 """Takes uploads in and archives versions. What an upload holds is looked at by a worker, never here."""
 
+from __future__ import annotations
+
 import uuid
 from collections.abc import Iterable
 from functools import partial
