@@ -1,0 +1,1 @@
+"""The engine: one loop that decodes every tenant's sequences in one batch."""

@@ -1,0 +1,285 @@
+"""Knows which sequences run next, on which blocks and slots; never tensors, text or tenants' names.
+
+`plan` says what one step computes, `commit` takes the step's tokens in. Every request ends in exactly one of finished,
+cancelled and failed, and gives back what it held.
+"""
+
+from collections import Counter
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from inference.client import Sampling
+from inference.engine.blocks import BlockPool
+from inference.engine.fairness import OUTPUT_COST, FairQueue
+from inference.engine.sequence import BASE, Sequence
+from inference.errors import EngineBusy, EngineError, Internal, InvalidRequest, PromptTooLong
+from inference.lora.slots import SlotPool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """batch_tokens and rows bound one step; waiting and waiting_per_share bound the queue."""
+
+    context: int
+    vocabulary: int
+    rows: int = 64
+    batch_tokens: int = 512
+    waiting: int = 4096
+    waiting_per_share: int = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """`count` tokens of a sequence, from its `start`-th on; if they reach its end, the next one is sampled."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows sorted by slot, so that an adapter's tokens lie together; rows without adapter come first."""
+
+    rows: tuple[Row, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.count for row in self.rows)
+
+    @property
+    def adapters(self) -> int:
+        return len({row.sequence.slot for row in self.rows} - {BASE})
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """token ids and natural logarithms of their probability: the chosen one, and the best ones."""
+
+    chosen: tuple[int, float]
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the runner drew for a row. `finite` is False if the model's logits were not all numbers."""
+
+    token: int
+    logprobs: Logprobs | None = None
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Begun:
+    sequence: Sequence
+
+
+@dataclass(frozen=True)
+class Token:
+    sequence: Sequence
+    token: int
+    logprobs: Logprobs | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """reason: "stop", "length" or, with an error, "failed"."""
+
+    sequence: Sequence
+    reason: str
+    error: EngineError | None = None
+
+
+Event = Begun | Token | Ended
+
+
+class Scheduler:
+    """`stops`: the token ids that end an answer."""
+
+    def __init__(self, limits: Limits, blocks: BlockPool, slots: SlotPool, stops: frozenset[int] = frozenset()) -> None:
+        self.limits = limits
+        self.blocks = blocks
+        self.slots = slots
+        self.queue = FairQueue()
+        self.running: list[Sequence] = []
+        self.live: set[Sequence] = set()  # waiting or running
+        self.events: list[Event] = []
+        self.preemptions = 0
+        self._stops = stops
+
+    @property
+    def context(self) -> int:
+        """Tokens that one sequence can have: the model's limit, or what the block pool holds."""
+        return min(self.limits.context, self.blocks.total * self.blocks.size)
+
+    def admissible(self, prompt: Seq[int], sampling: Sampling) -> None:
+        """Raise what makes a request impossible. Reads only what never changes, so any thread may ask."""
+        if not prompt:
+            raise InvalidRequest("The prompt is empty; it needs at least one token.", param="prompt")
+        if max(prompt) >= self.limits.vocabulary or min(prompt) < 0:
+            raise InvalidRequest(f"Token ids lie between 0 and {self.limits.vocabulary - 1}.", param="prompt")
+        if sampling.max_tokens < 1:
+            raise InvalidRequest("max_tokens must be at least 1.", param="max_tokens")
+        if len(prompt) + sampling.max_tokens > self.context:
+            raise PromptTooLong(self.context, len(prompt) + sampling.max_tokens)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence, or fail it at once if the queue is full."""
+        full = len(self.queue) >= self.limits.waiting
+        if full or self.queue.waiting_of(sequence.share) >= self.limits.waiting_per_share:
+            self.events.append(Ended(sequence, "failed", EngineBusy()))
+        else:
+            self.live.add(sequence)
+            self.queue.join(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """The client went away: no event, since nobody listens. Nothing happens if the sequence has ended."""
+        if sequence in self.live:
+            self._leave(sequence)
+
+    def fail(self, sequence: Sequence, error: EngineError) -> None:
+        self._end(sequence, "failed", error)
+
+    def plan(self) -> Plan:
+        """One step: a token of every decoding sequence, then chunks of prefill, then newcomers in fair order."""
+        self._fail_unloadable()
+        budget = self.limits.batch_tokens
+        rows: list[Row] = []
+        for sequence in sorted(self.running, key=lambda sequence: sequence.remaining > 1):
+            if sequence in self.running and budget:  # an earlier row's need may have preempted it
+                budget -= self._extend(sequence, budget, rows)
+        for sequence in self.queue.in_order():
+            if not budget or len(self.running) >= self.limits.rows:
+                break
+            if self._seat(sequence):
+                taken = self._extend(sequence, budget, rows, preempt=False)
+                if not taken:
+                    self._unseat(sequence)
+                    break  # memory is short: nobody overtakes the one whose turn it is
+                self._admit(sequence)
+                budget -= taken
+        return Plan(tuple(sorted(rows, key=lambda row: row.sequence.slot)))
+
+    def commit(self, plan: Plan, output: Seq[Sampled | None]) -> None:
+        """Take in a step's tokens: `output` has one entry a row, None where the row does not sample."""
+        for row, sampled in zip(plan.rows, output, strict=True):
+            sequence = row.sequence
+            sequence.computed = row.start + row.count
+            self._seal(sequence, row.start)
+            if sampled is not None:
+                self._append(sequence, sampled)
+
+    def take_events(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def check(self) -> None:
+        """Assert the laws: blocks, slots, and that running sequences hold exactly what is leased and pinned."""
+        self.blocks.check()
+        self.slots.check()
+        assert len(self.running) + len(self.queue) == len(self.live)
+        held = {block for sequence in self.running for block in sequence.blocks}
+        assert len(held) == self.blocks.leased
+        pins = Counter(sequence.slot for sequence in self.running if sequence.slot != BASE)
+        assert pins == Counter({slot.index: slot.pins for slot in self.slots.slots if slot.pins})
+
+    def _fail_unloadable(self) -> None:
+        for digest, error in self.slots.poll():
+            for sequence in [s for s in self.queue.in_order() if s.digest == digest]:
+                self.fail(sequence, error)
+
+    def _extend(self, sequence: Sequence, budget: int, rows: list[Row], *, preempt: bool = True) -> int:
+        """Give a sequence the blocks for its next tokens and a row; the tokens it takes of the budget."""
+        count = min(sequence.remaining, budget)
+        missing = self.blocks.blocks_for(sequence.computed + count) - len(sequence.blocks)
+        while (leased := self.blocks.lease(missing)) is None:
+            if not preempt or not self._preempt_for(sequence, rows):
+                return 0
+        sequence.blocks += leased
+        rows.append(Row(sequence, sequence.computed, count))
+        return count
+
+    def _preempt_for(self, sequence: Sequence, rows: list[Row]) -> bool:
+        """Take the blocks of the sequence that was admitted last; False when that is `sequence` itself."""
+        victim = self.running[-1]
+        self.running.remove(victim)
+        rows[:] = [row for row in rows if row.sequence is not victim]
+        self._unseat(victim)
+        self.queue.push_front(victim)
+        self.preemptions += 1
+        return victim is not sequence
+
+    def _seat(self, sequence: Sequence) -> bool:
+        """Pin a newcomer's slot and lease the blocks of its known prefix; False while its adapter is not resident."""
+        if sequence.digest:
+            slot = self.slots.pin(sequence.digest)
+            if slot is None:
+                self.slots.want(sequence.digest, self._left_on)
+                return False
+            sequence.slot = slot
+        size = self.blocks.size
+        known = sequence.hashes((len(sequence.tokens) - 1) // size, size)  # one token at least is computed
+        sequence.blocks = self.blocks.match(known)
+        sequence.computed = len(sequence.blocks) * size
+        return True
+
+    def _unseat(self, sequence: Sequence) -> None:
+        """Give back what a sequence holds; its tokens stay, so that it can be computed again."""
+        self.blocks.release(sequence.blocks)
+        sequence.blocks, sequence.computed = [], 0
+        if sequence.slot != BASE:
+            self.slots.unpin(sequence.slot)
+            sequence.slot = BASE
+
+    def _admit(self, sequence: Sequence) -> None:
+        self.queue.admit(sequence)
+        self.running.append(sequence)
+        if not sequence.begun:
+            sequence.begun = True
+            sequence.cached = sequence.computed
+            self.events.append(Begun(sequence))
+
+    def _seal(self, sequence: Sequence, start: int) -> None:
+        size = self.blocks.size
+        full = sequence.computed // size
+        if full > start // size:
+            for index, digest in enumerate(sequence.hashes(full, size)[start // size :], start // size):
+                self.blocks.seal(sequence.blocks[index], digest)
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> None:
+        if not sampled.finite:
+            self.fail(sequence, Internal("The model's output for this request was not a number."))
+            return
+        sequence.tokens.append(sampled.token)
+        self.queue.charge(sequence, OUTPUT_COST)
+        self.events.append(Token(sequence, sampled.token, sampled.logprobs))
+        if sampled.token in self._stops and not sequence.sampling.ignore_eos:
+            self._end(sequence, "stop")
+        elif not sequence.left:
+            self._end(sequence, "length")
+
+    def _end(self, sequence: Sequence, reason: str, error: EngineError | None = None) -> None:
+        self._leave(sequence)
+        self.events.append(Ended(sequence, reason, error))
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.live.remove(sequence)
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._unseat(sequence)
+        self.queue.leave(sequence)
+        if sequence.digest and self.slots.awaited(sequence.digest) and not self._waits(sequence.digest):
+            self.slots.forget(sequence.digest)
+
+    def _waits(self, digest: str) -> bool:
+        return any(sequence.digest == digest for sequence in self.queue.in_order())
+
+    def _left_on(self, slot: int) -> int:
+        return sum(sequence.left for sequence in self.running if sequence.slot == slot)

@@ -1,0 +1,62 @@
+"""Knows one request's tokens and how far they are computed; never how they are batched."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from random import Random
+
+from inference.client import Sampling
+from inference.engine import blocks
+
+BASE = -1  # the slot of a sequence that uses no adapter
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`tokens` is the prompt and what was generated; KV of the first `computed` of them lies in `blocks`."""
+
+    id: int
+    prompt: Seq[int]
+    sampling: Sampling
+    digest: str = ""
+    share: str = ""
+    weight: float = 1.0
+    salt: str = ""
+    tokens: list[int] = field(init=False)
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0
+    cached: int = 0  # prompt tokens met in the prefix cache when it was first admitted
+    slot: int = BASE
+    charged: bool = False
+    begun: bool = False  # its first admission was announced
+    random: Random = field(init=False)
+    _hashes: list[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+        self.random = Random(self.sampling.seed)  # noqa: S311 - sampling, not secrets
+        self._hashes = [blocks.root(self.digest, self.salt)]
+
+    @property
+    def remaining(self) -> int:
+        """Tokens whose KV is still to be computed: 1 when decoding, more while in prefill."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still generate."""
+        return self.sampling.max_tokens - self.generated
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[len(self.prompt) :]
+
+    def hashes(self, count: int, size: int) -> list[bytes]:
+        """The hashes of its first `count` full blocks of `size` tokens."""
+        while len(self._hashes) <= count:
+            start = (len(self._hashes) - 1) * size
+            self._hashes.append(blocks.chain(self._hashes[-1], self.tokens[start : start + size]))
+        return self._hashes[1 : count + 1]

@@ -1,0 +1,1 @@
+"""Adapters on the device: files to weights, weights to slots, slots to rows."""

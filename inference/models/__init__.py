@@ -1,0 +1,1 @@
+"""Transformers' models, with our attention and our linears in them."""

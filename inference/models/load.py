@@ -1,0 +1,82 @@
+"""Knows how to bring a causal language model up: Transformers builds it, our attention and linears go in."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from adapters.base import BaseSpec, describe
+from inference.lora.linear import Sites
+from inference.models import attention
+from inference.models.attention import PagedCache, UnservedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that runs flat batches: its cache and its LoRA sites are set per step, `logits` runs it."""
+
+    network: PreTrainedModel
+    spec: BaseSpec
+    cache: PagedCache
+    sites: Sites
+    stops: frozenset[int]
+    device: torch.device
+    dtype: torch.dtype
+
+    def logits(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        """tokens, positions: int64 [tokens]. wanted: the rows whose logits [wanted, vocabulary] are returned."""
+        output = self.network(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=wanted
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 on a CPU, where narrow arithmetic is emulated or missing."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r}: expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> Model:
+    """`source`: a folder or a hub id. Raises UnservedModel for an architecture whose attention we can't replace."""
+    spec = describe(source)
+    network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention.NAME)
+    network.train(False).requires_grad_(False).to(device)
+    cache = PagedCache()
+    attention.attach(network, cache)
+    sites = Sites(network, slots, lambda name: name in spec.linears and name != spec.head)
+    model = Model(network, spec, cache, sites, _stops(network), device, dtype)
+    _measure(model)
+    return model
+
+
+@torch.inference_mode()
+def _measure(model: Model) -> None:
+    """One pass over two tokens, which shows every layer's cache to be ours."""
+    two = torch.zeros(2, dtype=torch.int64, device=model.device)
+    model.logits(two, torch.arange(2, device=model.device), two[:1])
+    layers = model.network.config.get_text_config().num_hidden_layers
+    if len(model.cache.shapes) != layers:
+        raise UnservedModel(
+            f"{model.spec.architecture}: {layers} layers, but {len(model.cache.shapes)} of them keep keys and values; "
+            "a model with other kinds of layers can't be served."
+        )
+
+
+def _stops(network: PreTrainedModel) -> frozenset[int]:
+    stops = getattr(network.generation_config, "eos_token_id", None)
+    if stops is None:
+        stops = network.config.get_text_config().eos_token_id
+    return frozenset([stops] if isinstance(stops, int) else stops or ())

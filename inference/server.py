@@ -1,0 +1,387 @@
+"""Knows how gRPC calls become sequences and the engine's events become messages; never tenants, names or HTTP.
+
+LORAYARD_ENGINE_SECRET=… python -m inference.server --model demo/base --listen unix:/run/engine.sock --store file:///…
+"""
+
+import argparse
+import asyncio
+import hmac
+import itertools
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import psutil
+import torch
+from adapters.store import Store
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from transformers import AutoTokenizer
+
+from adapters.errors import BaseModelMissing, BaseModelUnsupported
+from inference import engine_pb2 as pb
+from inference import engine_pb2_grpc, wire
+from inference.client import Sampling
+from inference.engine.blocks import BlockPool
+from inference.engine.engine import Engine
+from inference.engine.runner import Runner
+from inference.engine.scheduler import Begun, Ended, Event, Limits, Logprobs, Scheduler, Token
+from inference.engine.sequence import Sequence
+from inference.errors import METADATA_KEY, EngineError, Internal, InvalidRequest, to_status
+from inference.lora.slots import Slot, SlotPool
+from inference.lora.source import DiskCache, Loader
+from inference.models.attention import UnservedModel
+from inference.models.load import Model, choose_device, choose_dtype, load
+from inference.text import TextStream, Vocabulary
+
+log = logging.getLogger("inference.server")
+
+BLOCK = 16  # tokens
+FRESH = 5.0  # seconds for which a forward pass proves the engine's health
+SPARE = 0.25  # of the free memory, at most, becomes KV cache on a CPU; the rest is the other processes'
+CUDA_SHARE = 0.85
+MAX_TOP_LOGPROBS = 20
+
+
+class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Runs on an event loop; the engine has a thread of its own and calls back through `deliver`."""
+
+    def __init__(self, model: Model, tokenizer: Any, cache: DiskCache, arguments: argparse.Namespace) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tokenizer = tokenizer
+        self._vocabulary = Vocabulary(tokenizer)
+        self._ids = itertools.count()
+        self._streams: dict[int, asyncio.Queue[Event]] = {}
+        self._cache = cache
+        self._loader = Loader(cache, model.spec, model.device)
+        blocks = count_blocks(model, arguments.kv_tokens)
+        spec = model.spec
+        limits = Limits(spec.context_length, spec.vocab_size, arguments.max_rows, arguments.max_batch_tokens)
+        slots = SlotPool(arguments.slots, model.sites, self._load)
+        self._scheduler = Scheduler(limits, BlockPool(blocks, BLOCK), slots, model.stops)
+        self.engine = Engine(self._scheduler, Runner(model, blocks, BLOCK), self._deliver, check=arguments.check)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateEvent]:
+        sequence = self._sequence(request)
+        events = self._open(sequence)
+        text = TextStream(self._tokenizer, request.sampling.stop)
+        try:
+            while True:
+                event = await events.get()
+                match event:
+                    case Begun():
+                        yield pb.GenerateEvent(started=_started(sequence))
+                    case Token():
+                        yield pb.GenerateEvent(delta=self._delta(text.push(event.token), event))
+                        if text.stopped:
+                            yield _finished(sequence, "stop")
+                            return
+                    case Ended(error=None):
+                        if rest := text.flush():
+                            yield pb.GenerateEvent(delta=pb.Delta(text=rest))
+                        yield _finished(sequence, event.reason)
+                        return
+                    case Ended():
+                        raise event.error or Internal("The engine gave no reason.")
+        finally:
+            self._close(sequence)
+
+    async def Preload(self, request: pb.AdapterRequest, context: Any) -> pb.AdapterState:
+        brought = await self._ask(lambda: self._scheduler.slots.bring(request.digest))
+        await asyncio.wrap_future(brought)
+        return await self._state(request.digest)
+
+    async def Evict(self, request: pb.AdapterRequest, context: Any) -> pb.AdapterState:
+        await self._ask(lambda: self._scheduler.slots.evict(request.digest))
+        await asyncio.to_thread(self._cache.drop, request.digest)
+        return await self._state(request.digest)
+
+    async def Residency(self, request: pb.ResidencyRequest, context: Any) -> pb.ResidencyReply:
+        slots = self._scheduler.slots
+        adapters = await self._ask(lambda: [_adapter(slot) for slot in slots.occupied()])
+        return pb.ResidencyReply(adapters=adapters, slots=len(slots.slots))
+
+    async def Stats(self, request: pb.StatsRequest, context: Any) -> pb.StatsReply:
+        reply: pb.StatsReply = await self._ask(self._stats)
+        return reply
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
+        """SERVING only on the strength of a forward pass not older than FRESH seconds; an idle engine makes one."""
+        if time.monotonic() - self.engine.last_forward > FRESH:
+            await self._probe()
+        serving = time.monotonic() - self.engine.last_forward <= FRESH
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        return health_pb2.HealthCheckResponse(status=status)
+
+    def stop(self) -> None:
+        self.engine.stop()
+        self._loader.close()
+
+    def _sequence(self, request: pb.GenerateRequest) -> Sequence:
+        asked = request.sampling
+        if asked.HasField("logprobs") and asked.logprobs > MAX_TOP_LOGPROBS:
+            raise InvalidRequest(f"logprobs may be {MAX_TOP_LOGPROBS} at most.", param="logprobs")
+        sampling = Sampling(
+            max_tokens=asked.max_tokens,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            min_p=asked.min_p,
+            seed=asked.seed if asked.HasField("seed") else None,
+            stop=tuple(asked.stop),
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            ignore_eos=asked.ignore_eos,
+            logprobs=asked.logprobs if asked.HasField("logprobs") else None,
+        )
+        prompt = list(request.prompt)
+        self._scheduler.admissible(prompt, sampling)
+        return Sequence(
+            next(self._ids), prompt, sampling, request.digest, request.share, request.weight or 1.0, request.salt
+        )
+
+    def _open(self, sequence: Sequence) -> asyncio.Queue[Event]:
+        events = self._streams[sequence.id] = asyncio.Queue()
+        self.engine.submit(sequence)
+        return events
+
+    def _close(self, sequence: Sequence) -> None:
+        del self._streams[sequence.id]
+        self.engine.cancel(sequence)
+
+    def _deliver(self, events: list[Event]) -> None:
+        self._loop.call_soon_threadsafe(self._sort, events)
+
+    def _sort(self, events: list[Event]) -> None:
+        for event in events:
+            if stream := self._streams.get(event.sequence.id):
+                stream.put_nowait(event)
+
+    def _load(self, digest: str) -> Any:
+        future = self._loader.load(digest)
+        future.add_done_callback(lambda _: self.engine.wake())
+        return future
+
+    async def _ask(self, question: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self.engine.ask(question))
+
+    async def _state(self, digest: str) -> pb.AdapterState:
+        slot = await self._ask(lambda: self._scheduler.slots.state(digest))
+        return _adapter(slot) if slot else pb.AdapterState(digest=digest, state="absent")
+
+    async def _probe(self) -> None:
+        sequence = Sequence(next(self._ids), [0], Sampling(max_tokens=1, temperature=0))
+        events = self._open(sequence)
+        try:
+            async with asyncio.timeout(FRESH):
+                while not isinstance(await events.get(), Ended):
+                    pass
+        except TimeoutError:
+            log.warning("no forward pass within %s s", FRESH)
+        finally:
+            self._close(sequence)
+
+    def _delta(self, text: str, event: Token) -> pb.Delta:
+        logprobs = [] if event.logprobs is None else [self._position(event.logprobs)]
+        return pb.Delta(text=text, tokens=[event.token], logprobs=logprobs)
+
+    def _position(self, logprobs: Logprobs) -> pb.PositionLogprobs:
+        return pb.PositionLogprobs(chosen=self._logprob(logprobs.chosen), top=map(self._logprob, logprobs.top))
+
+    def _logprob(self, pair: tuple[int, float]) -> pb.TokenLogprob:
+        token, logprob = pair
+        vocabulary = self._vocabulary
+        return pb.TokenLogprob(token=token, text=vocabulary.text(token), raw=vocabulary.raw(token), logprob=logprob)
+
+    def _stats(self) -> pb.StatsReply:
+        engine, scheduler = self.engine, self._scheduler
+        blocks, slots = scheduler.blocks, scheduler.slots
+        occupied = list(slots.occupied())
+        return pb.StatsReply(
+            gauges={
+                "running": len(scheduler.running),
+                "waiting": len(scheduler.queue),
+                "blocks": blocks.total,
+                "blocks_free": blocks.available,
+                "blocks_cached": blocks.cached,
+                "slots": len(slots.slots),
+                "slots_occupied": len(occupied),
+                "adapter_bytes": sum(slot.bytes for slot in occupied),
+                "context": scheduler.context,
+            },
+            counters={
+                "steps_total": engine.steps,
+                "step_seconds_total": engine.step_seconds,
+                "failed_steps_total": engine.failed_steps,
+                "prompt_tokens_total": engine.prompt_tokens,
+                "generated_tokens_total": engine.generated_tokens,
+                "preemptions_total": scheduler.preemptions,
+                "adapter_loads_total": slots.loads,
+                "adapter_evictions_total": slots.evictions,
+            },
+            steps_by_adapters=dict(engine.steps_by_adapters),
+            steps_by_rows=dict(engine.steps_by_rows),
+        )
+
+
+class Guard(grpc.aio.ServerInterceptor[Any, Any]):
+    """Every call carries the shared secret; every EngineError becomes a status with details, anything else Internal."""
+
+    def __init__(self, secret: str) -> None:
+        self._expected = wire.authorization(secret)[1].encode()
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        shown = dict(details.invocation_metadata).get("authorization", "")
+        if not hmac.compare_digest(str(shown).encode(), self._expected):
+            return _refusing(handler)
+        return _translating(handler)
+
+
+def _refusing(handler: Any) -> Any:
+    async def refuse(request: Any, context: Any) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The shared secret is missing or wrong.")
+        raise AssertionError("abort raises")
+
+    return (
+        grpc.unary_unary_rpc_method_handler(refuse, handler.request_deserializer, handler.response_serializer)
+        if not handler.response_streaming
+        else grpc.unary_stream_rpc_method_handler(refuse, handler.request_deserializer, handler.response_serializer)
+    )
+
+
+def _translating(handler: Any) -> Any:
+    """The same handler, whose exceptions end the call with our status and metadata."""
+    if handler.response_streaming:
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for message in handler.unary_stream(request, context):
+                    yield message
+            except Exception as error:
+                await _abort(context, error)
+
+        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await handler.unary_unary(request, context)
+        except Exception as error:
+            await _abort(context, error)
+
+    return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    if not isinstance(error, EngineError):
+        log.error("a call failed", exc_info=error)
+        error = Internal("The engine failed.")
+    status, details = to_status(error)
+    await context.abort(status, error.message, trailing_metadata=((METADATA_KEY, details),))
+
+
+def _started(sequence: Sequence) -> pb.Started:
+    return pb.Started(prompt_tokens=len(sequence.prompt), cached_tokens=sequence.cached)
+
+
+def _finished(sequence: Sequence, reason: str) -> pb.GenerateEvent:
+    return pb.GenerateEvent(
+        finished=pb.Finished(
+            reason=reason,
+            prompt_tokens=len(sequence.prompt),
+            completion_tokens=sequence.generated,
+            cached_tokens=sequence.cached,
+        )
+    )
+
+
+def _adapter(slot: Slot) -> pb.AdapterState:
+    return pb.AdapterState(digest=slot.digest, state=slot.state.value, running=slot.pins, bytes=slot.bytes)
+
+
+def count_blocks(model: Model, tokens: int) -> int:
+    """Blocks of the KV cache: for `tokens` tokens; 0: for what memory allows, at most 64 full contexts."""
+    if not tokens:
+        number = torch.empty((), dtype=model.dtype).element_size()
+        if model.device.type == "cuda":
+            free = torch.cuda.mem_get_info(model.device)[0] * CUDA_SHARE
+        else:
+            free = psutil.virtual_memory().available * SPARE
+        tokens = min(int(free / (model.cache.numbers_per_token * number)), 64 * model.spec.context_length)
+    return max(1, tokens // BLOCK)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m inference.server", description=__doc__)
+    parser.add_argument("--model", required=True, help="a folder, or a hub id")
+    parser.add_argument("--listen", required=True, help="unix:/path or host:port; loopback unless you mean otherwise")
+    parser.add_argument("--store", required=True, help="URL of the artifact store, e.g. file:///var/lib/lorayard/store")
+    parser.add_argument("--cache", required=True, type=Path, help="folder for local copies of adapters")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--slots", type=int, default=16, help="adapters on the device at once")
+    parser.add_argument("--kv-tokens", type=int, default=0, help="size of the KV cache; 0: what memory allows")
+    parser.add_argument("--max-rows", type=int, default=64, help="sequences in a step")
+    parser.add_argument("--max-batch-tokens", type=int, default=512, help="tokens in a step")
+    parser.add_argument("--check", action="store_true", help="assert the engine's laws after every step")
+    arguments = parser.parse_args(argv)
+    if arguments.max_batch_tokens < arguments.max_rows:
+        parser.error("--max-batch-tokens must be at least --max-rows, or decoding sequences would starve")
+    return arguments
+
+
+async def serve(arguments: argparse.Namespace, secret: str) -> None:
+    """Load the model, listen, and run until SIGTERM or SIGINT."""
+    device = choose_device(arguments.device)
+    model = await asyncio.to_thread(
+        load, arguments.model, device, choose_dtype(arguments.dtype, device), arguments.slots
+    )
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model).backend_tokenizer
+    service = Service(model, tokenizer, DiskCache(Store(arguments.store), arguments.cache), arguments)
+    server = grpc.aio.server(interceptors=[Guard(secret)], options=wire.SERVER_OPTIONS)
+    engine_pb2_grpc.add_EngineServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(service, server)
+    service.engine.start()
+    _clear_socket(arguments.listen)
+    server.add_insecure_port(arguments.listen)
+    await server.start()
+    log.info("serving %s on %s, %s, %s", arguments.model, arguments.listen, device, model.dtype)
+    await _terminated()
+    await server.stop(grace=2.0)
+    await asyncio.to_thread(service.stop)
+
+
+def _clear_socket(listen: str) -> None:
+    """A killed engine leaves its socket file behind; the one that follows takes its place."""
+    if listen.startswith("unix:"):
+        Path(listen.removeprefix("unix:")).unlink(missing_ok=True)
+
+
+async def _terminated() -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    arguments = parse(sys.argv[1:])
+    secret = os.environ.get("LORAYARD_ENGINE_SECRET", "")
+    if not secret:
+        sys.exit("LORAYARD_ENGINE_SECRET is not set; the engine and its callers share it.")
+    try:
+        asyncio.run(serve(arguments, secret))
+    except (BaseModelMissing, BaseModelUnsupported, UnservedModel, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Models of every architecture that is promised, adapters that PEFT made for them, and an engine driven step by step."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from inference.client import Sampling
+from inference.engine.blocks import BlockPool
+from inference.engine.engine import Engine
+from inference.engine.runner import Runner
+from inference.engine.scheduler import Begun, Ended, Event, Limits, Scheduler, Token
+from inference.engine.sequence import Sequence
+from inference.lora.slots import SlotPool
+from inference.lora.weights import AdapterWeights, read
+from inference.models.load import Model, load
+
+VOCABULARY = 199
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 24},
+    "gemma": {"num_key_value_heads": 1},
+    "phi3": {"sliding_window": 24, "num_key_value_heads": 4},
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model's folder; the oracle is Transformers and PEFT, asked for one request at a time, in float32."""
+
+    folder: Path
+
+    @torch.inference_mode()
+    def answers(self, adapter: Path | None, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        """Greedy continuations of exactly `tokens` tokens."""
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter).eval()
+        model.generation_config.eos_token_id = None
+        found = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            mask = torch.ones_like(ids)
+            output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens)
+            found.append(output[0, len(prompt) :].tolist())
+        return found
+
+
+@dataclass
+class Driver:
+    """An engine whose steps the test takes itself; the laws are asserted after each."""
+
+    engine: Engine
+    scheduler: Scheduler
+    slots: SlotPool
+    model: Model
+    begun: list[Sequence] = field(default_factory=list)
+    ended: dict[Sequence, Ended] = field(default_factory=dict)
+    tokens: dict[Sequence, list[int]] = field(default_factory=dict)
+    _ids: Iterator[int] = field(default_factory=itertools.count)
+
+    def submit(self, prompt: list[int], digest: str = "", share: str = "", salt: str = "", **sampling: Any) -> Sequence:
+        options = {"max_tokens": 8, "temperature": 0.0, "ignore_eos": True} | sampling
+        sequence = Sequence(next(self._ids), prompt, Sampling(**options), digest, share, 1.0, salt)
+        self.scheduler.admissible(sequence.prompt, sequence.sampling)
+        self.engine.submit(sequence)
+        return sequence
+
+    def run(self, most: int = 2000) -> None:
+        """Steps until nothing waits or runs. Fails if that takes more than `most` of them."""
+        for _ in range(most):
+            if not self.engine.step() and not self.scheduler.live:
+                return
+        pytest.fail(f"{len(self.scheduler.live)} requests had not ended after {most} steps")
+
+    def answer(self, prompt: list[int], digest: str = "", **options: Any) -> list[int]:
+        sequence = self.submit(prompt, digest, **options)
+        self.run()
+        return self.tokens[sequence]
+
+    def receive(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case Begun():
+                    self.begun.append(event.sequence)
+                case Token():
+                    assert event.sequence not in self.ended, "a token came after the end"
+                    self.tokens.setdefault(event.sequence, []).append(event.token)
+                case Ended():
+                    assert event.sequence not in self.ended, "a request ended twice"
+                    self.ended[event.sequence] = event
+
+
+class Workshop:
+    """Makes models, adapters and engines; each model and adapter once."""
+
+    vocabulary = VOCABULARY
+    architectures = tuple(ARCHITECTURES)
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def base(self, architecture: str = "llama", **changes: Any) -> Base:
+        """A freshly initialised model of a few layers."""
+        folder = self._folder / "-".join([architecture, *(f"{name}{value}" for name, value in changes.items())])
+        if not folder.exists():
+            torch.manual_seed(0)
+            settings = COMMON | ARCHITECTURES.get(architecture, {}) | changes
+            if architecture == "phi3":
+                settings.pop("head_dim")
+            config = AutoConfig.for_model(architecture, **settings)
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        return Base(folder)
+
+    def adapter(self, base: Base, seed: int, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+        """An adapter with random A and B, as PEFT saves it."""
+        folder = self._folder / "adapters" / f"{base.folder.name}-{seed}"
+        if not folder.exists():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+            peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config))
+            for name, weight in peft.named_parameters():
+                if "lora_" in name:
+                    torch.nn.init.normal_(weight, std=0.08)
+            peft.to(dtype).save_pretrained(folder)
+        return folder
+
+    def prompt(self, length: int, seed: int = 0) -> list[int]:
+        numbers = random.Random(f"{length}-{seed}")
+        return [numbers.randrange(3, self.vocabulary) for _ in range(length)]
+
+    def engine(
+        self,
+        base: Base,
+        adapters: Mapping[str, Path] | None = None,
+        *,
+        slots: int = 8,
+        blocks: int = 96,
+        rows: int = 16,
+        batch_tokens: int = 48,
+        load_with: Callable[[str], Future[AdapterWeights]] | None = None,
+        **pool: Any,
+    ) -> Driver:
+        """An engine over 16-token blocks; `adapters` are found under their names instead of digests."""
+        model = load(str(base.folder), torch.device("cpu"), torch.float32, slots)
+        slot_pool = SlotPool(slots, model.sites, load_with or _at_once(adapters or {}, model), **pool)
+        limits = Limits(model.spec.context_length, model.spec.vocab_size, rows, batch_tokens)
+        scheduler = Scheduler(limits, BlockPool(blocks, 16), slot_pool, model.stops)
+        receivers: list[Callable[[list[Event]], None]] = []
+        engine = Engine(scheduler, Runner(model, blocks, 16), lambda events: receivers[0](events), check=True)
+        driver = Driver(engine, scheduler, slot_pool, model)
+        receivers.append(driver.receive)
+        return driver
+
+
+def _at_once(adapters: Mapping[str, Path], model: Model) -> Callable[[str], Future[AdapterWeights]]:
+    def load_now(digest: str) -> Future[AdapterWeights]:
+        future: Future[AdapterWeights] = Future()
+        try:
+            future.set_result(read(adapters[digest], model.spec, model.device))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    return load_now
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))

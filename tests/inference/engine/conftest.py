@@ -1,0 +1,131 @@
+"""An engine without a model: its runner computes, so that a mis-routed row shows."""
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from inference.client import Sampling
+from inference.engine.blocks import BlockPool
+from inference.engine.engine import Engine
+from inference.engine.scheduler import Begun, Ended, Event, Limits, Plan, Sampled, Scheduler, Token
+from inference.engine.sequence import Sequence
+from inference.lora.slots import SlotPool
+from inference.lora.weights import AdapterWeights
+
+STOP = 999
+
+
+@dataclass
+class Echo:
+    """A model that answers each token with the next number, plus 1000 for the adapter that sits in the row's slot."""
+
+    installed: dict[int, str] = field(default_factory=dict)
+    plans: list[Plan] = field(default_factory=list)
+    fails: bool = False
+
+    def run(self, plan: Plan) -> list[Sampled | None]:
+        self.plans.append(plan)
+        if self.fails:
+            raise RuntimeError("the model is broken")
+        return [Sampled(self._answer(row.sequence)) if row.samples else None for row in plan.rows]
+
+    def install(self, slot: int, weights: Any) -> None:
+        self.installed[slot] = weights.digest
+
+    def clear(self, slot: int) -> None:
+        self.installed.pop(slot, None)
+
+    def _answer(self, sequence: Sequence) -> int:
+        if sequence.digest:
+            assert self.installed[sequence.slot] == sequence.digest, "a row runs on another adapter's slot"
+        return sequence.tokens[-1] % 1000 + 1 + (1000 if sequence.digest else 0)
+
+
+@dataclass(frozen=True)
+class Named:
+    digest: str
+    pairs: Any = None
+    nbytes: int = 10
+
+
+@dataclass
+class Bench:
+    """A scheduler on the echo model. Loads finish when the test says so, unless `instant`."""
+
+    echo: Echo
+    engine: Engine
+    scheduler: Scheduler
+    slots: SlotPool
+    now: list[float]
+    loads: dict[str, Future[AdapterWeights]]
+    events: list[Event] = field(default_factory=list)
+    ids: Any = field(default_factory=itertools.count)
+
+    def submit(self, prompt: int = 4, digest: str = "", share: str = "a", tokens: int = 4, **options: Any) -> Sequence:
+        salt = options.pop("salt", "")
+        weight = options.pop("weight", 1.0)
+        first = options.pop("first", 10)
+        sampling = Sampling(max_tokens=tokens, temperature=0, **options)
+        ids = [first + n for n in range(prompt)]
+        sequence = Sequence(next(self.ids), ids, sampling, digest, share, weight, salt)
+        self.scheduler.admissible(sequence.prompt, sequence.sampling)
+        self.engine.submit(sequence)
+        return sequence
+
+    def steps(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.engine.step()
+
+    def finish(self, most: int = 5000) -> None:
+        for _ in range(most):
+            if not self.engine.step() and not self.scheduler.live:
+                return
+        pytest.fail("the requests did not end")
+
+    def loaded(self, digest: str) -> None:
+        self.loads.pop(digest).set_result(Named(digest))  # type: ignore[arg-type]
+
+    def ended(self, sequence: Sequence) -> Ended | None:
+        return next((e for e in self.events if isinstance(e, Ended) and e.sequence is sequence), None)
+
+    def begun(self) -> list[Sequence]:
+        return [event.sequence for event in self.events if isinstance(event, Begun)]
+
+    def tokens(self, sequence: Sequence) -> list[int]:
+        return [e.token for e in self.events if isinstance(e, Token) and e.sequence is sequence]
+
+
+@pytest.fixture
+def bench() -> Callable[..., Bench]:
+    def build(
+        *,
+        blocks: int = 64,
+        size: int = 4,
+        slots: int = 2,
+        instant: bool = True,
+        patience: float = 1.0,
+        **limits: Any,
+    ) -> Bench:
+        echo, now, loads = Echo(), [0.0], dict[str, Future[AdapterWeights]]()
+
+        def load(digest: str) -> Future[AdapterWeights]:
+            future: Future[AdapterWeights] = Future()
+            if instant:
+                future.set_result(Named(digest))  # type: ignore[arg-type]
+            else:
+                loads[digest] = future
+            return future
+
+        pool = SlotPool(slots, echo, load, patience, lambda: now[0])
+        bounds = Limits(**({"context": 64, "vocabulary": 3000, "rows": 8, "batch_tokens": 16} | limits))
+        scheduler = Scheduler(bounds, BlockPool(blocks, size), pool, frozenset([STOP]))
+        made: list[Bench] = []
+        engine = Engine(scheduler, echo, lambda events: made[0].events.extend(events), check=True)
+        made.append(Bench(echo, engine, scheduler, pool, now, loads))
+        return made[0]
+
+    return build

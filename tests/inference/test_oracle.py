@@ -1,0 +1,66 @@
+"""Greedy tokens of every row of a mixed batch equal those of Transformers and PEFT for that request alone, in float32."""
+
+from typing import Any
+
+import pytest
+import torch
+
+TOKENS = 10
+LENGTHS = (1, 5, 16, 17, 40, 75)  # the last two are prefilled in chunks: a step takes 48 tokens
+
+
+def adapters_for(workshop: Any, base: Any, architecture: str) -> dict[str, Any]:
+    """Four adapters of different ranks, targets, scalings and dtypes."""
+    fused = architecture == "phi3"
+    attention = ["qkv_proj", "o_proj"] if fused else ["q_proj", "k_proj", "v_proj", "o_proj"]
+    mlp = ["gate_up_proj", "down_proj"] if fused else ["gate_proj", "up_proj", "down_proj"]
+    narrow = ["o_proj"] if fused else ["q_proj", "v_proj"]
+    down = r".*layers\.1\.mlp\.down_proj"
+    return {
+        "attention": workshop.adapter(base, 1, r=4, lora_alpha=16, target_modules=attention, use_rslora=True),
+        "everything": workshop.adapter(base, 2, r=16, lora_alpha=8, target_modules="all-linear"),
+        "patterns": workshop.adapter(
+            base, 3, r=8, lora_alpha=8, target_modules=mlp, rank_pattern={down: 3}, alpha_pattern={down: 30}
+        ),
+        "bfloat16": workshop.adapter(base, 4, torch.bfloat16, r=2, lora_alpha=4, target_modules=narrow),
+    }
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi3"])
+def test_a_mixed_batch_answers_as_transformers_and_peft_do_alone(workshop: Any, architecture: str) -> None:
+    base = workshop.base(architecture)
+    adapters = adapters_for(workshop, base, architecture)
+    prompts = [workshop.prompt(length) for length in LENGTHS]
+    driver = workshop.engine(base, adapters, blocks=400, rows=32)
+
+    asked = {
+        (name, k): driver.submit(prompt, name, max_tokens=TOKENS)
+        for k, prompt in enumerate(prompts)
+        for name in ("", *adapters)
+    }
+    driver.run()
+
+    assert max(driver.engine.steps_by_adapters) == len(adapters), "no step held rows of all adapters"
+    told_apart = set()
+    for name in ("", *adapters):
+        expected = base.answers(adapters.get(name), prompts, TOKENS)
+        assert [driver.tokens[asked[name, k]] for k in range(len(prompts))] == expected, name or "base"
+        told_apart.add(str(expected))
+    assert len(told_apart) == 1 + len(adapters), "the adapters do not change the answers, so nothing was tested"
+
+
+def test_answers_stay_the_same_through_prefix_hits_and_preemption(workshop: Any) -> None:
+    base = workshop.base("llama")
+    adapters = adapters_for(workshop, base, "llama")
+    prompts = [workshop.prompt(40) + workshop.prompt(length, seed=1) for length in (3, 9, 27)]
+    driver = workshop.engine(base, adapters, blocks=10)
+
+    for name in ("", "attention", "everything"):
+        expected = base.answers(adapters.get(name), prompts, 30)
+        for _ in range(2):
+            asked = [driver.submit(prompt, name, max_tokens=30) for prompt in prompts]
+            driver.run()
+            assert [driver.tokens[sequence] for sequence in asked] == expected
+
+    assert driver.scheduler.preemptions > 0
+    assert any(sequence.cached for sequence in driver.begun)
