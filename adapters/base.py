@@ -1,0 +1,147 @@
+"""Knows what of a base model an adapter must fit: its linears' and embeddings' names and shapes; never its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import BaseModelMissing, BaseModelUnsupported
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """`linears` maps every torch.nn.Linear of named_modules() to (out, in), the output head among them;
+    `embeddings` every torch.nn.Embedding to (rows, width). `head` is the output head's name, "" if it is no linear.
+    `tied`: the head's weight is the input embedding's.
+    """
+
+    architecture: str
+    context_length: int
+    vocab_size: int
+    hidden_size: int
+    linears: Shapes
+    embeddings: Shapes
+    tied: bool
+    head: str = "lm_head"
+
+    def to_json(self) -> dict[str, Any]:
+        """A document of plain dicts, lists, strings and numbers."""
+        return {
+            "architecture": self.architecture,
+            "context_length": self.context_length,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "linears": {name: list(shape) for name, shape in self.linears.items()},
+            "embeddings": {name: list(shape) for name, shape in self.embeddings.items()},
+            "tied": self.tied,
+            "head": self.head,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any] | str | bytes) -> BaseSpec:
+        """The inverse of `to_json`, from the document or its text."""
+        plain = json.loads(document) if isinstance(document, str | bytes) else dict(document)
+        for field in ("linears", "embeddings"):
+            plain[field] = {name: (int(rows), int(columns)) for name, (rows, columns) in plain[field].items()}
+        return cls(**plain)
+
+
+def describe(source: str) -> BaseSpec:
+    """Build `source` (a folder, or a hub id) on torch's meta device from its config alone, and describe it.
+
+    Never runs code that comes with the model, never reads its weights; a folder never leads to the network. Raises
+    BaseModelMissing where there is no config or a folder holds no weights, BaseModelUnsupported where Transformers
+    can't build a causal language model from it.
+    """
+    model = _skeleton(source, _config(source))
+    text = model.config.get_text_config()
+    return BaseSpec(
+        architecture=type(model).__name__,
+        context_length=_context_length(text),
+        vocab_size=int(text.vocab_size),
+        hidden_size=int(text.hidden_size),
+        linears=_linears(model),
+        embeddings=_embeddings(model),
+        tied=_tied(model, text),
+        head=_head(model),
+    )
+
+
+def _config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    folder = Path(source)
+    local = folder.is_dir()
+    if local:
+        _require_files(folder)
+    elif folder.is_absolute() or source.startswith((".", "~")):
+        raise BaseModelMissing(f"There is no folder {source}; name the folder that holds the base model.")
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    except OSError as error:
+        raise BaseModelMissing(f"No base model at {source}: {_first_line(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise BaseModelUnsupported(f"Transformers can't read the config of {source}: {_first_line(error)}") from error
+
+
+def _require_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise BaseModelMissing(f"The folder {folder} has no config.json; name a folder that save_pretrained wrote.")
+    if not any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+        raise BaseModelMissing(f"The folder {folder} has a config.json but no weights (*.safetensors).")
+
+
+def _skeleton(source: str, config: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    builder: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return builder.from_config(config, trust_remote_code=False)
+    except Exception as error:  # a constructor may raise anything on a config that makes no sense
+        reason = _first_line(error)
+        raise BaseModelUnsupported(
+            f"{source} isn't a causal language model that Transformers loads: {reason}"
+        ) from error
+
+
+def _context_length(text: Any) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"):
+        if isinstance(length := getattr(text, name, None), int) and length > 0:
+            return length
+    raise BaseModelUnsupported(f"The config of {type(text).__name__} states no context length.")
+
+
+def _linears(model: Any) -> Shapes:
+    from torch import nn
+
+    modules = model.named_modules()
+    return {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, nn.Linear)}
+
+
+def _embeddings(model: Any) -> Shapes:
+    from torch import nn
+
+    modules = model.named_modules()
+    return {name: (m.num_embeddings, m.embedding_dim) for name, m in modules if isinstance(m, nn.Embedding)}
+
+
+def _head(model: Any) -> str:
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), "")
+
+
+def _tied(model: Any, text: Any) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    shared = head is not None and getattr(head, "weight", 0) is getattr(embedding, "weight", 1)
+    return shared or bool(getattr(text, "tie_word_embeddings", False))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

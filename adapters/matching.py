@@ -1,0 +1,108 @@
+"""Knows which modules of a base model a PEFT config changes, and how strongly; never tensors or files.
+
+PEFT 0.21 is the reference: `check_target_module_exists` and `_maybe_include_all_linear_layers` (tuners/tuners_utils.py)
+say which, `get_pattern_key` (utils/other.py) and `LoraLayer.update_layer` (tuners/lora/layer.py) how strongly.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from adapters.base import BaseSpec
+from adapters.limits import DEFAULT, Limits
+from adapters.pattern import Budget, Pattern
+from adapters.peft_config import PeftConfig
+
+Match = Callable[[str], bool]
+
+_PLAIN: Final = re.compile(r"\^?[\w.-]+")
+_ANY_LAYER: Final = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What the config says of one module: its LoRA rank, and alpha over rank (or over its root) in `scale`."""
+
+    rank: int
+    scale: float
+
+
+def placements(config: PeftConfig, base: BaseSpec, limits: Limits = DEFAULT) -> dict[str, Placement]:
+    """Every linear and embedding of `base` that `config` targets, in the base's order. Raises PatternError."""
+    budget = Budget(limits.pattern_steps)
+    targeted = _targets(config, base, budget)
+    names = [name for name in (*base.linears, *base.embeddings) if targeted(name)]
+    ranks = [(_suffix(key, budget), rank) for key, rank in config.rank_pattern.items()]
+    alphas = [(_suffix(key, budget), alpha) for key, alpha in config.alpha_pattern.items()]
+    placed = {}
+    for name in names:
+        rank = next((rank for matches, rank in ranks if matches(name)), config.rank)
+        alpha = next((alpha for matches, alpha in alphas if matches(name)), config.alpha)
+        placed[name] = Placement(rank, alpha / (math.sqrt(rank) if config.rslora else rank))
+    return placed
+
+
+def _targets(config: PeftConfig, base: BaseSpec, budget: Budget) -> Match:
+    excluded = _excludes(config.excluded, budget)
+    included = _includes(config, base, budget)
+    return lambda name: not excluded(name) and included(name)
+
+
+def _excludes(excluded: frozenset[str] | str, budget: Budget) -> Match:
+    if not excluded:
+        return lambda name: False
+    if isinstance(excluded, str):
+        return _whole(excluded, budget)
+    suffixes = _suffixes(excluded)
+    return lambda name: name in excluded or name.endswith(suffixes)
+
+
+def _includes(config: PeftConfig, base: BaseSpec, budget: Budget) -> Match:
+    if config.all_linear:
+        return lambda name: name in base.linears and name != base.head
+    if isinstance(config.targets, str):
+        return _whole(config.targets, budget)
+    names, suffixes, in_layers = config.targets, _suffixes(config.targets), _layers(config)
+    return lambda name: name in names or (name.endswith(suffixes) and in_layers(name))
+
+
+def _layers(config: PeftConfig) -> Match:
+    """The first number in the name counts as its layer: after a name of layers_pattern, where there is any."""
+    if not config.layers:
+        return lambda name: True
+    named = [re.compile(rf"(?:^|.*?\.){name}\.(?P<index>\d+)\.") for name in config.layers_pattern]
+    expressions: Sequence[re.Pattern[str]] = named or [_ANY_LAYER]
+
+    def in_layers(name: str) -> bool:
+        found = next((match for expression in expressions if (match := expression.match(name))), None)
+        return found is not None and int(found["index"]) in config.layers
+
+    return in_layers
+
+
+def _suffixes(names: frozenset[str]) -> tuple[str, ...]:
+    return tuple(f".{name}" for name in names)
+
+
+def _whole(source: str, budget: Budget) -> Match:
+    pattern = Pattern(source)
+    return lambda name: pattern.fullmatch(name, budget)
+
+
+def _suffix(key: str, budget: Budget) -> Match:
+    """How a key of rank_pattern or alpha_pattern matches. Plain names can't be slow, so `re` may have those."""
+    source = rf"(.*\.)?({key})$"
+    if not _PLAIN.fullmatch(key):
+        pattern = Pattern(source)
+        return lambda name: pattern.match(name, budget)
+    expression = re.compile(source)
+
+    def matches(name: str) -> bool:
+        budget.spend()
+        return expression.match(name) is not None
+
+    return matches
