@@ -29,8 +29,6 @@ class HasScope(BasePermission):
         if not isinstance(view, Management):
             return False
         scope = view.scopes.get("GET" if request.method == "HEAD" else request.method or "")
-        if request.method == "OPTIONS":
-            scope = next(iter(view.scopes.values()), None)
         if scope is None or not _may(request, scope):
             return False
         view.tenant = _tenant_of(request)
@@ -61,7 +59,7 @@ def _tenant_of(request: Request) -> Tenant | None:
     slug = request.query_params.get("tenant")
     if slug is None or (own is not None and own.slug == slug):
         return own
-    named = Tenant.objects.filter(slug=slug).first() if own is None else None
+    named = Tenant.objects.filter(slug=slug).first() if own is None and slug.isprintable() else None
     if named is None:
         raise Http404
     return named

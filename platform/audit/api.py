@@ -6,9 +6,15 @@ It lives here, at the bottom, because every app that serves the management API s
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+from django.core.exceptions import ValidationError
 from django.db.models import Model
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework import serializers
+from rest_framework.exceptions import NotFound
 from rest_framework.generics import GenericAPIView
 from rest_framework.pagination import CursorPagination
+from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -18,8 +24,20 @@ from audit.services import Actor
 M = TypeVar("M", bound=Model)
 
 
-class Newest(CursorPagination):
-    """Cursors, never offsets. A view says its order in `ordering`."""
+class Strict(serializers.Serializer[Any]):
+    """Names what it does not know instead of ignoring it."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            settable = {name for name, field in self.fields.items() if not field.read_only}
+            unknown = sorted(str(name) for name in set(data) - settable)
+            if unknown:
+                raise serializers.ValidationError({name: "Unknown, or not to be set." for name in unknown})
+        return super().to_internal_value(data)
+
+
+class Cursor(CursorPagination):
+    """Cursors, never offsets. A view says its order in `ordering`; a cursor that makes no sense is a 404."""
 
     page_size = 50
     page_size_query_param = "limit"
@@ -28,6 +46,20 @@ class Newest(CursorPagination):
     def get_ordering(self, request: Any, queryset: Any, view: Any) -> tuple[str, ...]:
         ordering: tuple[str, ...] = view.ordering
         return ordering
+
+    def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[Any] | None:
+        try:
+            return super().paginate_queryset(queryset, request, view)
+        except (ValueError, ValidationError) as error:
+            raise NotFound(self.invalid_cursor_message) from error
+
+
+class TenantSchema(AutoSchema):
+    """Tells the OpenAPI page of `?tenant=`, which every management view understands."""
+
+    def get_override_parameters(self) -> list[Any]:
+        about = "Slug of the tenant that an operator acts for. A tenant's own key needs none."
+        return [OpenApiParameter("tenant", str, description=about)]
 
 
 class Management(GenericAPIView[M]):
@@ -40,7 +72,10 @@ class Management(GenericAPIView[M]):
     scopes: ClassVar[Mapping[str, str]] = {}
     needs_tenant: ClassVar[bool] = True
     ordering: ClassVar[tuple[str, ...]] = ("-created_at",)
-    pagination_class = Newest
+    pagination_class = Cursor
+    parser_classes = [JSONParser]
+    metadata_class = None
+    schema = TenantSchema()
     tenant: Any = None
     actor: Actor
 

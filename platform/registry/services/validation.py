@@ -31,9 +31,8 @@ from registry.services.adapters import locked
 from registry.services.versions import enqueue_validation
 
 if TYPE_CHECKING:
-    from adapters.validation import Summary
-
     from adapters.manifest import Manifest
+    from adapters.validation import Summary
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +89,7 @@ def _claim(version_id: UUID) -> Version | None:
 def _examine(version: Version) -> tuple[Summary, Manifest]:
     """Validate a copy of the files and put it into the store. Raises Rejected."""
     from adapters.store import Store
+
     from adapters.validation import validate
 
     files = quarantine.files_of(version.pk)
@@ -118,7 +118,7 @@ def _lay_out(files: list[Path], work: Path) -> None:
 def _accept(version: Version, summary: Summary, manifest: Manifest) -> State | None:
     adapter = locked(version.adapter)
     size = sum(file.size for file in manifest.files)
-    content = {"digest": manifest.digest, "summary": asdict(summary), "size": size}
+    content = {"digest": manifest.digest, "summary": summary.to_json(), "size": size}
     if not _settle(version, State.READY, **content):
         return None
     named = _name_stable(adapter, version)

@@ -1,0 +1,14 @@
+from django.urls import path
+
+from registry import views
+
+app_name = "registry"
+urlpatterns = [
+    path("adapters", views.Adapters.as_view(), name="adapters"),
+    path("adapters/<str:name>", views.OneAdapter.as_view(), name="adapter"),
+    path("adapters/<str:name>/versions", views.Versions.as_view(), name="versions"),
+    path("adapters/<str:name>/versions/<int:number>", views.OneVersion.as_view(), name="version"),
+    path("adapters/<str:name>/versions/<int:number>/archive", views.Archive.as_view(), name="archive"),
+    path("adapters/<str:name>/aliases", views.Aliases.as_view(), name="aliases"),
+    path("adapters/<str:name>/aliases/<str:alias>", views.OneAlias.as_view(), name="alias"),
+]

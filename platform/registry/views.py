@@ -1,0 +1,188 @@
+"""Serves adapters, versions and aliases. A key that is confined to some adapters does not see that there are others."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from django.db.models import Model, QuerySet
+from django.urls import reverse
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, status
+from rest_framework.generics import get_object_or_404
+from rest_framework.parsers import MultiPartParser
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import ValidationError
+
+from apikeys.models import ApiKey, Scope
+from audit.api import Management
+from registry import services
+from registry.errors import AdapterNotFound
+from registry.models import NAME, Adapter, Alias, BaseModel, Version, valid_name
+from registry.quarantine import Incoming
+from registry.serializers import (
+    UPLOAD_REQUEST,
+    AdapterSerializer,
+    AliasMove,
+    AliasSerializer,
+    NewAdapter,
+    VersionSerializer,
+)
+
+READ_WRITE = {"GET": Scope.ADAPTERS_READ, "POST": Scope.ADAPTERS_WRITE}
+READ_CHANGE = {"GET": Scope.ADAPTERS_READ, "PUT": Scope.ADAPTERS_WRITE, "DELETE": Scope.ADAPTERS_WRITE}
+
+M = TypeVar("M", bound=Model)
+
+
+class RegistryView(Management[M]):
+    @property
+    def allowed(self) -> Sequence[str]:
+        """Names of the adapters that the caller may deal with; none: all."""
+        return self.request.auth.adapters if isinstance(self.request.auth, ApiKey) else []
+
+    def adapters(self) -> QuerySet[Adapter]:
+        adapters = Adapter.objects.for_tenant(self.tenant).select_related("tenant", "base_model")
+        return adapters.filter(name__in=self.allowed) if self.allowed else adapters
+
+    def adapter(self) -> Adapter:
+        """The one that the URL names. Raises AdapterNotFound."""
+        name = self.kwargs["name"]
+        adapter = self.adapters().filter(name=name).first() if re.fullmatch(NAME, name) else None
+        if adapter is None:
+            raise AdapterNotFound
+        return adapter
+
+    def check_allowed(self, name: str) -> None:
+        if self.allowed and name not in self.allowed:
+            raise AdapterNotFound
+
+
+class Adapters(mixins.ListModelMixin, RegistryView[Adapter]):
+    scopes = READ_WRITE
+    ordering = ("name",)
+    serializer_class = AdapterSerializer
+
+    def get_queryset(self) -> QuerySet[Adapter]:
+        return self.adapters().prefetch_related("aliases__version")
+
+    def get(self, request: Request) -> Response:
+        return self.list(request)
+
+    @extend_schema(request=NewAdapter, responses={201: AdapterSerializer})
+    def post(self, request: Request) -> Response:
+        wanted = NewAdapter(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        name = wanted.validated_data["name"]
+        self.check_allowed(name)
+        base = _base_model(wanted.validated_data.get("base_model"))
+        adapter = services.create_adapter(self.tenant, name, base_model=base, actor=self.actor)
+        return Response(AdapterSerializer(adapter).data, status=status.HTTP_201_CREATED)
+
+
+class OneAdapter(RegistryView[Adapter]):
+    scopes = READ_CHANGE
+    serializer_class = AdapterSerializer
+
+    def get(self, request: Request, name: str) -> Response:
+        return Response(AdapterSerializer(self.adapter()).data)
+
+    def delete(self, request: Request, name: str) -> Response:
+        services.delete_adapter(self.adapter(), actor=self.actor)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class Versions(mixins.ListModelMixin, RegistryView[Version]):
+    scopes = READ_WRITE
+    ordering = ("-number",)
+    serializer_class = VersionSerializer
+    parser_classes = [MultiPartParser]
+
+    def get_queryset(self) -> QuerySet[Version]:
+        return self.adapter().versions.select_related("adapter")
+
+    def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
+        request.upload_handlers = [Incoming(request)]
+        return super().initialize_request(request, *args, **kwargs)
+
+    def get(self, request: Request, name: str) -> Response:
+        return self.list(request)
+
+    @extend_schema(request=UPLOAD_REQUEST, responses={202: VersionSerializer})
+    def post(self, request: Request, name: str) -> Response:
+        self.check_allowed(name)
+        valid_name(name)
+        unknown = sorted(set(request.data) - set(request.FILES))
+        if unknown:
+            raise ValidationError({field: "Unknown; send files alone." for field in unknown})
+        files = [file for _, files in request.FILES.lists() for file in files]
+        adapter = services.ensure_adapter(self.tenant, name, actor=self.actor)
+        version = services.upload_version(adapter, files, actor=self.actor)
+        location = reverse("registry:version", args=[name, version.number])
+        if "tenant" in request.query_params:
+            location += f"?tenant={self.tenant.slug}"
+        return Response(VersionSerializer(version).data, status.HTTP_202_ACCEPTED, headers={"Location": location})
+
+
+class OneVersion(RegistryView[Version]):
+    scopes = {"GET": Scope.ADAPTERS_READ}
+    serializer_class = VersionSerializer
+
+    def get(self, request: Request, name: str, number: int) -> Response:
+        return Response(VersionSerializer(get_object_or_404(self.adapter().versions, number=number)).data)
+
+
+class Archive(RegistryView[Version]):
+    scopes = {"POST": Scope.ADAPTERS_WRITE}
+    serializer_class = VersionSerializer
+
+    @extend_schema(request=None)
+    def post(self, request: Request, name: str, number: int) -> Response:
+        version = get_object_or_404(self.adapter().versions, number=number)
+        return Response(VersionSerializer(services.archive_version(version, actor=self.actor)).data)
+
+
+class Aliases(mixins.ListModelMixin, RegistryView[Alias]):
+    scopes = {"GET": Scope.ADAPTERS_READ}
+    ordering = ("name",)
+    serializer_class = AliasSerializer
+
+    def get_queryset(self) -> QuerySet[Alias]:
+        return self.adapter().aliases.select_related("adapter", "version")
+
+    def get(self, request: Request, name: str) -> Response:
+        return self.list(request)
+
+
+class OneAlias(RegistryView[Alias]):
+    scopes = READ_CHANGE
+    serializer_class = AliasSerializer
+
+    def alias(self, alias: str) -> Alias:
+        if not re.fullmatch(NAME, alias):
+            raise AdapterNotFound
+        return get_object_or_404(self.adapter().aliases.select_related("version"), name=alias)
+
+    def get(self, request: Request, name: str, alias: str) -> Response:
+        return Response(AliasSerializer(self.alias(alias)).data)
+
+    @extend_schema(request=AliasMove)
+    def put(self, request: Request, name: str, alias: str) -> Response:
+        """Moves the alias from `expected` to `version`; 409 if it points elsewhere by now."""
+        wanted = AliasMove(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        moved = services.move_alias(self.adapter(), alias, **wanted.validated_data, actor=self.actor)
+        return Response(AliasSerializer(moved).data)
+
+    def delete(self, request: Request, name: str, alias: str) -> Response:
+        services.delete_alias(self.alias(alias), actor=self.actor)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+def _base_model(name: str | None) -> BaseModel | None:
+    if name is None:
+        return None
+    base = BaseModel.objects.filter(name=name).first()
+    if base is None:
+        raise ValidationError({"base_model": f"There is no base model {name!r}."})
+    return base

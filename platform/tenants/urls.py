@@ -1,0 +1,9 @@
+from django.urls import path
+
+from tenants import views
+
+app_name = "tenants"
+urlpatterns = [
+    path("tenants", views.Tenants.as_view(), name="tenants"),
+    path("tenants/<slug:slug>", views.OneTenant.as_view(), name="tenant"),
+]

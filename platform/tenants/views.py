@@ -1,0 +1,72 @@
+"""Serves tenants to operators."""
+
+from typing import Any
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, serializers, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from audit.api import Management, Strict
+from tenants import services
+from tenants.models import Tenant
+
+PLATFORM = "platform"
+
+
+class TenantSerializer(serializers.ModelSerializer[Tenant]):
+    class Meta:
+        model = Tenant
+        fields = ["id", "slug", "name", "weight", "active", "created_at"]
+
+
+class NewTenant(Strict):
+    slug = serializers.CharField(max_length=63)
+    name = serializers.CharField(max_length=200)
+    weight = serializers.FloatField(default=1.0, min_value=0.01, max_value=1000)
+
+
+class TenantChanges(Strict):
+    name = serializers.CharField(max_length=200, required=False)
+    weight = serializers.FloatField(required=False, min_value=0.01, max_value=1000)
+    active = serializers.BooleanField(required=False)
+
+
+class Tenants(mixins.ListModelMixin, Management[Tenant]):
+    scopes = {"GET": PLATFORM, "POST": PLATFORM}
+    needs_tenant = False
+    ordering = ("slug",)
+    queryset = Tenant.objects.all()
+    serializer_class = TenantSerializer
+
+    def get(self, request: Request) -> Response:
+        return self.list(request)
+
+    @extend_schema(request=NewTenant, responses={201: TenantSerializer})
+    def post(self, request: Request) -> Response:
+        wanted = NewTenant(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        tenant = services.create_tenant(**wanted.validated_data, actor=self.actor)
+        return Response(TenantSerializer(tenant).data, status=status.HTTP_201_CREATED)
+
+
+class OneTenant(mixins.RetrieveModelMixin, Management[Tenant]):
+    scopes = {"GET": PLATFORM, "PATCH": PLATFORM}
+    needs_tenant = False
+    lookup_field = "slug"
+    serializer_class = TenantSerializer
+
+    def get_queryset(self) -> QuerySet[Tenant]:
+        return Tenant.objects.all()
+
+    def get(self, request: Request, slug: str) -> Response:
+        return self.retrieve(request)
+
+    @extend_schema(request=TenantChanges, responses=TenantSerializer)
+    def patch(self, request: Request, slug: str) -> Response:
+        wanted = TenantChanges(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        changes: dict[str, Any] = wanted.validated_data
+        tenant = services.change_tenant(self.get_object(), actor=self.actor, **changes)
+        return Response(TenantSerializer(tenant).data)
