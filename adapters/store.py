@@ -1,0 +1,183 @@
+"""Knows where versions' files are kept, by content alone; never tenants, adapters' names or what the files mean.
+
+    <url>/blobs/<sha256>        a file's bytes
+    <url>/manifests/<sha256>    a version's manifest, in canonical form
+    <url>/incoming/<random>     what is being written; moved to its final name when it is whole
+
+A manifest is written after its blobs and deleted before them, so a version that is listed is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from adapters.errors import Corrupt, Missing
+from adapters.files import open_regular
+from adapters.manifest import File, Manifest, chunks, is_digest
+
+_MANIFEST_BYTES: Final = 1 << 20
+
+
+class Store:
+    """A content-addressed store under an fsspec URL (file://, s3://, memory://).
+
+    Any number of processes may put, fetch and delete at once. On a local store deletes wait for puts by a file lock; on
+    an object store the caller sees to it that a delete doesn't run beside a put of the same files.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self._root = root.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def put(self, folder: Path) -> Manifest:
+        """Store the files of `folder`; twice is as good as once. Raises Corrupt if they change meanwhile, OSError."""
+        manifest = Manifest.of(folder)
+        with self._lock(fcntl.LOCK_SH):
+            for file in manifest.files:
+                self._put_blob(folder / file.name, file)
+            if not self.has(manifest.digest):
+                self._write(self._manifest_path(manifest.digest), manifest.canonical())
+        return manifest
+
+    def has(self, digest: str) -> bool:
+        return is_digest(digest) and bool(self._fs.exists(self._manifest_path(digest)))
+
+    def manifest(self, digest: str) -> Manifest:
+        """Raises Missing where there is no such version, Corrupt where its manifest isn't what its digest says."""
+        if not is_digest(digest):
+            raise Missing(f"{digest[:100]!r} is no digest")
+        try:
+            with self._fs.open(self._manifest_path(digest), "rb") as source:
+                manifest = Manifest.parse(source.read(_MANIFEST_BYTES))
+        except FileNotFoundError as error:
+            raise Missing(f"the store has no version {digest}") from error
+        if manifest.digest != digest:
+            raise Corrupt(f"the manifest of {digest} has the digest {manifest.digest}")
+        return manifest
+
+    def fetch(self, digest: str, into: Path) -> Manifest:
+        """Copy a version's files into the folder `into`, hashing every byte on the way.
+
+        Each file appears under its name only when it is whole and right. Raises Missing or Corrupt, and then takes
+        away what this call has put into the folder.
+        """
+        manifest = self.manifest(digest)
+        into.mkdir(parents=True, exist_ok=True)
+        fetched: list[Path] = []
+        try:
+            for file in manifest.files:
+                self._fetch_blob(file, into)
+                fetched.append(into / file.name)
+        except BaseException:
+            for path in fetched:
+                path.unlink(missing_ok=True)
+            raise
+        return manifest
+
+    def delete(self, digest: str) -> None:
+        """Forget a version, and its blobs unless other versions hold them. Deleting what isn't there does nothing."""
+        with self._lock(fcntl.LOCK_EX):
+            try:
+                own = _blobs(self.manifest(digest))
+            except Missing:
+                return
+            except Corrupt:
+                own = set()
+            others = (self.manifest(other) for other in self.digests() if other != digest)
+            unshared = own.difference(*map(_blobs, others))
+            self._fs.rm_file(self._manifest_path(digest))
+            for sha256 in unshared:
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(self._blob_path(sha256))
+
+    def digests(self) -> Iterator[str]:
+        """Every version in the store."""
+        folder = f"{self._root}/manifests"
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._fs.ls(folder, detail=False):
+                if is_digest(digest := "sha256:" + path.rpartition("/")[2]):
+                    yield digest
+
+    def _put_blob(self, path: Path, file: File) -> None:
+        if self._fs.exists(self._blob_path(file.sha256)) and self._fs.size(self._blob_path(file.sha256)) == file.size:
+            return
+        with open_regular(path) as source, self._incoming(self._blob_path(file.sha256)) as target:
+            _copy(source, target, file)
+
+    def _fetch_blob(self, file: File, into: Path) -> None:
+        temporary = into / f".{file.name}.{uuid.uuid4().hex}"
+        try:
+            with self._fs.open(self._blob_path(file.sha256), "rb") as source, temporary.open("xb") as target:
+                _copy(source, target, file)
+            temporary.replace(into / file.name)
+        except FileNotFoundError as error:
+            raise Missing(f"the store has lost {file.name} ({file.sha256})") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self._incoming(path) as target:
+            target.write(content)
+
+    @contextmanager
+    def _incoming(self, path: str) -> Iterator[IO[bytes]]:
+        """A file to write, which is at `path` once the block has ended well, and nowhere otherwise."""
+        temporary = f"{self._root}/incoming/{uuid.uuid4().hex}"
+        for folder in (temporary, path):
+            self._fs.makedirs(folder.rpartition("/")[0], exist_ok=True)
+        try:
+            with self._fs.open(temporary, "wb") as target:
+                yield target
+                target.flush()
+                if self._local:
+                    os.fsync(target.fileno())
+            self._fs.mv(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(temporary)
+            raise
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        """Held by puts together, by a delete alone. Only a local store has one."""
+        if not self._local:
+            yield
+            return
+        Path(self._root).mkdir(parents=True, exist_ok=True)
+        with (Path(self._root) / ".lock").open("a") as lock:
+            fcntl.flock(lock, kind)
+            yield
+
+    def _manifest_path(self, digest: str) -> str:
+        return f"{self._root}/manifests/{digest.removeprefix('sha256:')}"
+
+    def _blob_path(self, sha256: str) -> str:
+        return f"{self._root}/blobs/{sha256}"
+
+
+def _blobs(manifest: Manifest) -> set[str]:
+    return {file.sha256 for file in manifest.files}
+
+
+def _copy(source: Any, target: Any, file: File) -> None:
+    """Raises Corrupt unless exactly the bytes that `file` describes were copied."""
+    hasher, size = hashlib.sha256(), 0
+    for chunk in chunks(source):
+        hasher.update(chunk)
+        size += len(chunk)
+        target.write(chunk)
+    if (size, hasher.hexdigest()) != (file.size, file.sha256):
+        raise Corrupt(f"{file.name} isn't what its digest says: {size} bytes, sha256 {hasher.hexdigest()}")
