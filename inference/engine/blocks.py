@@ -66,6 +66,7 @@ class BlockPool:
     def seal(self, block: int, digest: bytes) -> None:
         """Say what a full, leased block holds. A second block with the same content stays unknown."""
         assert self._refs[block] > 0, "only a leased block can be sealed"
+        assert block not in self._hash_of, "a block was sealed twice"
         if digest not in self._by_hash:
             self._by_hash[digest] = block
             self._hash_of[block] = digest

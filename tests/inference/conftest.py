@@ -1,4 +1,4 @@
-"""Models of every architecture that is promised, adapters that PEFT made for them, and an engine driven step by step."""
+"""Models of every promised architecture, adapters that PEFT made for them, and an engine driven step by step."""
 
 import itertools
 import random
@@ -78,9 +78,7 @@ class Driver:
     scheduler: Scheduler
     slots: SlotPool
     model: Model
-    begun: list[Sequence] = field(default_factory=list)
-    ended: dict[Sequence, Ended] = field(default_factory=dict)
-    tokens: dict[Sequence, list[int]] = field(default_factory=dict)
+    events: list[Event]
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def submit(self, prompt: list[int], digest: str = "", share: str = "", salt: str = "", **sampling: Any) -> Sequence:
@@ -100,19 +98,16 @@ class Driver:
     def answer(self, prompt: list[int], digest: str = "", **options: Any) -> list[int]:
         sequence = self.submit(prompt, digest, **options)
         self.run()
-        return self.tokens[sequence]
+        return self.tokens(sequence)
 
-    def receive(self, events: list[Event]) -> None:
-        for event in events:
-            match event:
-                case Begun():
-                    self.begun.append(event.sequence)
-                case Token():
-                    assert event.sequence not in self.ended, "a token came after the end"
-                    self.tokens.setdefault(event.sequence, []).append(event.token)
-                case Ended():
-                    assert event.sequence not in self.ended, "a request ended twice"
-                    self.ended[event.sequence] = event
+    def tokens(self, sequence: Sequence) -> list[int]:
+        return [event.token for event in self.events if isinstance(event, Token) and event.sequence is sequence]
+
+    def ended(self, sequence: Sequence) -> Ended | None:
+        return next((event for event in self.events if isinstance(event, Ended) and event.sequence is sequence), None)
+
+    def begun(self) -> list[Sequence]:
+        return [event.sequence for event in self.events if isinstance(event, Begun)]
 
 
 class Workshop:
@@ -170,11 +165,9 @@ class Workshop:
         slot_pool = SlotPool(slots, model.sites, load_with or _at_once(adapters or {}, model), **pool)
         limits = Limits(model.spec.context_length, model.spec.vocab_size, rows, batch_tokens)
         scheduler = Scheduler(limits, BlockPool(blocks, 16), slot_pool, model.stops)
-        receivers: list[Callable[[list[Event]], None]] = []
-        engine = Engine(scheduler, Runner(model, blocks, 16), lambda events: receivers[0](events), check=True)
-        driver = Driver(engine, scheduler, slot_pool, model)
-        receivers.append(driver.receive)
-        return driver
+        events: list[Event] = []
+        engine = Engine(scheduler, Runner(model, blocks, 16), events.extend, check=True)
+        return Driver(engine, scheduler, slot_pool, model, events)
 
 
 def _at_once(adapters: Mapping[str, Path], model: Model) -> Callable[[str], Future[AdapterWeights]]:

@@ -62,7 +62,7 @@ class Bench:
     slots: SlotPool
     now: list[float]
     loads: dict[str, Future[AdapterWeights]]
-    events: list[Event] = field(default_factory=list)
+    events: list[Event]
     ids: Any = field(default_factory=itertools.count)
 
     def submit(self, prompt: int = 4, digest: str = "", share: str = "a", tokens: int = 4, **options: Any) -> Sequence:
@@ -123,9 +123,8 @@ def bench() -> Callable[..., Bench]:
         pool = SlotPool(slots, echo, load, patience, lambda: now[0])
         bounds = Limits(**({"context": 64, "vocabulary": 3000, "rows": 8, "batch_tokens": 16} | limits))
         scheduler = Scheduler(bounds, BlockPool(blocks, size), pool, frozenset([STOP]))
-        made: list[Bench] = []
-        engine = Engine(scheduler, echo, lambda events: made[0].events.extend(events), check=True)
-        made.append(Bench(echo, engine, scheduler, pool, now, loads))
-        return made[0]
+        events: list[Event] = []
+        engine = Engine(scheduler, echo, events.extend, check=True)
+        return Bench(echo, engine, scheduler, pool, now, loads, events)
 
     return build

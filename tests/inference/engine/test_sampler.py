@@ -1,0 +1,85 @@
+"""How logits become tokens: greedy, filtered, seeded, penalised, and with log-probabilities."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from inference.client import Sampling
+from inference.engine.sampler import sample
+from inference.engine.sequence import Sequence
+
+LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0, 0.0]])
+
+
+def sequence(**options: Any) -> Sequence:
+    return Sequence(0, [0], Sampling(**({"max_tokens": 9} | options)))
+
+
+def drawn(times: int = 400, **options: Any) -> Counter[int]:
+    one = sequence(seed=1, **options)
+    return Counter(sample(LOGITS, [one])[0].token for _ in range(times))
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    assert drawn(20, temperature=0.0) == {1: 20}
+
+
+@pytest.mark.parametrize(
+    ("options", "possible"),
+    [
+        ({"top_k": 1}, {1}),
+        ({"top_k": 2}, {1, 2}),
+        ({"top_p": 0.5}, {1}),
+        ({"top_p": 0.75}, {1, 2}),
+        ({"min_p": 0.3}, {1, 2}),
+        ({"min_p": 0.99, "top_p": 0.01}, {1}),
+        ({"temperature": 8.0}, {0, 1, 2, 3, 4}),
+    ],
+)
+def test_filters_leave_what_they_should(options: dict[str, Any], possible: set[int]) -> None:
+    assert set(drawn(**options)) == possible
+
+
+def test_draws_follow_the_probabilities() -> None:
+    counts = drawn(4000)
+    expected = LOGITS[0].softmax(0)
+    assert [counts[token] / 4000 for token in range(5)] == pytest.approx(expected.tolist(), abs=0.03)
+
+
+def test_a_seed_gives_the_same_tokens_whatever_shares_the_batch() -> None:
+    alone, shared = sequence(seed=42), sequence(seed=42)
+    others = [sequence(seed=s, top_k=2) for s in range(3)]
+    first = [sample(LOGITS, [alone])[0].token for _ in range(20)]
+    rows = LOGITS.repeat(4, 1)
+    second = [sample(rows, [others[0], shared, *others[1:]])[1].token for _ in range(20)]
+    assert first == second
+    assert len(set(first)) > 1
+
+
+def test_penalties_count_what_was_generated_and_not_the_prompt() -> None:
+    one = sequence(temperature=0.0, frequency_penalty=0.6)
+    one.tokens += [1, 1]
+    assert sample(LOGITS, [one])[0].token == 2
+    present = sequence(temperature=0.0, presence_penalty=0.9)
+    present.tokens += [1, 1]
+    assert sample(LOGITS, [present])[0].token == 1
+    prompted = Sequence(0, [1, 1, 1], Sampling(9, temperature=0.0, frequency_penalty=2.0))
+    assert sample(LOGITS, [prompted])[0].token == 1
+
+
+def test_logprobs_are_of_the_model_and_not_of_the_sampling() -> None:
+    one = sequence(temperature=0.0, frequency_penalty=2.0, logprobs=2)
+    one.tokens += [1]
+    found = sample(LOGITS, [one])[0]
+    expected = LOGITS[0].log_softmax(0).tolist()
+    assert found.logprobs is not None
+    assert found.logprobs.chosen == (2, pytest.approx(expected[2]))
+    assert found.logprobs.top == ((1, pytest.approx(expected[1])), (2, pytest.approx(expected[2])))
+
+
+def test_a_row_that_is_not_a_number_is_told_and_spoils_no_other() -> None:
+    rows = torch.cat([LOGITS, torch.full((1, 5), float("nan"))])
+    good, bad = sample(rows, [sequence(temperature=0.0), sequence()])
+    assert (good.token, good.finite, bad.finite) == (1, True, False)

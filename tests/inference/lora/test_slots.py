@@ -1,0 +1,177 @@
+"""What may happen to a slot, and what never may: a pinned one is not emptied, a load is not lost."""
+
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from inference.errors import AdapterMissing, AdapterUnavailable
+from inference.lora.slots import SlotPool, State
+
+
+class Bench:
+    """A pool whose loads finish when the test says so, on a clock that it sets."""
+
+    def __init__(self, slots: int = 2, patience: float = 1.0) -> None:
+        self.now = 0.0
+        self.loads: dict[str, Future[Any]] = {}
+        self.tables: dict[int, str] = {}
+        self.pool = SlotPool(slots, self, self.load, patience, lambda: self.now)
+
+    def load(self, digest: str) -> Future[Any]:
+        self.loads[digest] = Future()
+        return self.loads[digest]
+
+    def install(self, slot: int, weights: Any) -> None:
+        self.tables[slot] = weights
+
+    def clear(self, slot: int) -> None:
+        self.tables.pop(slot, None)
+
+    @property
+    def nbytes(self) -> int:
+        return 7
+
+    def resident(self, *digests: str) -> None:
+        for digest in digests:
+            self.pool.want(digest)
+            self.loads[digest].set_result(self)
+            self.pool.poll()
+            self.now += 0.01
+        self.pool.check()
+
+
+def test_an_adapter_is_pinned_only_once_it_is_resident() -> None:
+    bench = Bench()
+    bench.pool.want("a")
+    assert bench.pool.pin("a") is None
+    bench.loads["a"].set_result(bench)
+    bench.pool.poll()
+    assert bench.pool.pin("a") == 0
+
+
+def test_wanting_twice_loads_once() -> None:
+    bench = Bench()
+    bench.pool.want("a")
+    bench.pool.want("a")
+    assert bench.pool.loads == 1
+
+
+def test_the_least_recently_used_unpinned_adapter_makes_room() -> None:
+    bench = Bench(slots=3)
+    bench.resident("a", "b", "c")
+    for digest in "abc":
+        slot = bench.pool.pin(digest)
+        bench.now += 1
+        if digest != "a":
+            bench.pool.unpin(slot)
+    bench.pool.want("d")
+    assert bench.pool.state("b") is None
+    assert bench.pool.state("a").state is State.RESIDENT
+    assert bench.pool.state("c").state is State.RESIDENT
+
+
+def test_a_just_loaded_adapter_is_kept_for_who_asked_for_it() -> None:
+    bench = Bench(slots=1)
+    bench.resident("a")
+    bench.pool.want("b")
+    assert bench.pool.state("a") is not None
+    bench.now += 11
+    bench.pool.want("b")
+    assert bench.pool.state("b").state is State.LOADING
+
+
+def test_a_pinned_adapter_is_not_emptied_by_eviction_but_after_its_last_sequence() -> None:
+    bench = Bench()
+    bench.resident("a")
+    slot = bench.pool.pin("a")
+    bench.pool.evict("a")
+    assert bench.tables[slot]
+    assert bench.pool.pin("a") is None, "a draining slot took a new sequence"
+    bench.pool.unpin(slot)
+    assert slot not in bench.tables
+    assert bench.pool.state("a") is None
+    bench.pool.check()
+
+
+def test_an_eviction_during_the_load_takes_effect_when_it_is_done() -> None:
+    bench = Bench()
+    bench.pool.want("a")
+    bench.pool.evict("a")
+    bench.loads["a"].set_result(bench)
+    bench.pool.poll()
+    assert bench.pool.state("a") is None
+    assert not bench.tables
+
+
+def test_after_its_patience_a_starving_adapter_gets_the_slot_with_the_least_left() -> None:
+    bench = Bench(slots=2, patience=1.0)
+    bench.resident("a", "b")
+    slots = {digest: bench.pool.pin(digest) for digest in "ab"}
+    left = {slots["a"]: 50, slots["b"]: 5}
+    bench.pool.want("c", left.__getitem__)
+    assert bench.pool.state("b").state is State.RESIDENT
+    bench.now += 1.5
+    bench.pool.want("c", left.__getitem__)
+    assert bench.pool.state("b").state is State.DRAINING
+    bench.pool.unpin(slots["b"])
+    assert bench.pool.state("c").state is State.LOADING
+    bench.pool.check()
+
+
+def test_nobody_is_drained_for_an_adapter_that_nobody_waits_for_any_more() -> None:
+    bench = Bench(slots=1, patience=0.0)
+    bench.resident("a")
+    bench.pool.pin("a")
+    bench.pool.want("b", lambda _: 1)
+    assert bench.pool.state("a").state is State.DRAINING
+    bench.pool.forget("b")
+    assert bench.pool.pin("a") == 0
+
+
+def test_a_failed_load_frees_its_slot_and_says_why() -> None:
+    bench = Bench()
+    bench.pool.want("a")
+    bench.pool.want("b")
+    bench.loads["a"].set_exception(AdapterMissing("gone"))
+    bench.loads["b"].set_exception(ValueError("odd"))
+    failures = dict(bench.pool.poll())
+    assert isinstance(failures["a"], AdapterMissing)
+    assert isinstance(failures["b"], AdapterUnavailable)
+    assert list(bench.pool.occupied()) == []
+
+
+def test_bringing_an_adapter_is_answered_when_it_is_there() -> None:
+    bench = Bench()
+    future = bench.pool.bring("a")
+    assert not future.done()
+    bench.loads["a"].set_result(bench)
+    bench.pool.poll()
+    assert future.done()
+    assert bench.pool.bring("a").done()
+    broken = bench.pool.bring("b")
+    bench.loads["b"].set_exception(AdapterMissing("gone"))
+    bench.pool.poll()
+    with pytest.raises(AdapterMissing):
+        broken.result()
+
+
+def test_bringing_waits_for_room() -> None:
+    bench = Bench(slots=1)
+    bench.resident("a")
+    slot = bench.pool.pin("a")
+    future = bench.pool.bring("b")
+    bench.pool.poll()
+    assert "b" not in bench.loads
+    bench.pool.unpin(slot)
+    bench.pool.poll()
+    bench.loads["b"].set_result(bench)
+    bench.pool.poll()
+    assert future.done()
+
+
+def test_unpinning_more_often_than_pinning_is_a_bug() -> None:
+    bench = Bench()
+    bench.resident("a")
+    with pytest.raises(AssertionError):
+        bench.pool.unpin(0)
