@@ -33,7 +33,16 @@ import django  # noqa: E402
 
 django.setup()  # here rather than in pytest-django's own time, so that tests can import models at the top
 
+import pgtrigger  # noqa: E402
+from django.test import TransactionTestCase  # noqa: E402
+from rest_framework.test import APIClient  # noqa: E402
+
+from apikeys.models import Scope  # noqa: E402
+from apikeys.services import issue  # noqa: E402
+from audit.services import SYSTEM  # noqa: E402
 from config import env, processes, services  # noqa: E402
+from tenants.models import Tenant  # noqa: E402
+from tenants.services import create_tenant  # noqa: E402
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 
@@ -77,3 +86,79 @@ def _services() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(_services: None) -> None:
     """pytest-django makes its database in ours."""
+
+
+@pytest.fixture(scope="session")
+def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama of two layers, a tokenizer of bytes and a chat template; random, float32, seeded."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    specials = ["<|end|>", "<|start|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*specials, *alphabet])}, []))
+    tokenizer.add_special_tokens(specials)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=specials[0], pad_token=specials[0])
+    fast.chat_template = (
+        "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _emptied_past_the_audit_trigger() -> None:
+    """Audit events refuse TRUNCATE, which is how Django empties the database after a transactional test."""
+    empty = TransactionTestCase._fixture_teardown
+
+    def past_triggers(case: TransactionTestCase) -> None:
+        with pgtrigger.ignore("audit.Event:no_truncate"):
+            empty(case)
+
+    TransactionTestCase._fixture_teardown = past_triggers  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def acme(db: None) -> Tenant:
+    return create_tenant("acme", "Acme", actor=SYSTEM)
+
+
+@pytest.fixture
+def globex(db: None) -> Tenant:
+    """The stranger."""
+    return create_tenant("globex", "Globex", actor=SYSTEM)
+
+
+@pytest.fixture
+def client_of(db: None) -> Callable[..., APIClient]:
+    """A client with a new key: `client_of(acme, "adapters:read")`. Without scopes: all that a tenant's key can have.
+
+    With None for a tenant: an operator's.
+    """
+
+    def make(tenant: Tenant | None, *scopes: str, adapters: tuple[str, ...] = ()) -> APIClient:
+        every = [scope for scope in Scope.values if (scope == Scope.PLATFORM) == (tenant is None)]
+        _, key = issue(tenant, name="test", scopes=scopes or every, adapters=adapters, actor=SYSTEM)
+        return APIClient(headers={"Authorization": f"Bearer {key}"})
+
+    return make

@@ -20,7 +20,7 @@ from django.urls import re_path  # noqa: E402
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[Any], Awaitable[None]]
 
 
 async def _no_such_socket(scope: Scope, receive: Receive, send: Send) -> None:

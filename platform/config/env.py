@@ -115,9 +115,10 @@ class Env(BaseSettings):
 def load() -> Env:
     """The environment, checked and completed. Raises SettingInvalid. Makes home's secrets where they are unset."""
     given = _read()
-    run = given.run
+    run, folder = given.run, Path(given.base_model).expanduser()
     return given.model_copy(
         update={
+            "base_model": os.path.abspath(folder) if folder.is_dir() else given.base_model,
             "own_engine": not given.engine_url,
             "own_database": not given.database_url,
             "own_redis": not given.redis_url,

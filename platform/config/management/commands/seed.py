@@ -1,0 +1,21 @@
+"""`manage.py seed`: what a fresh platform starts with. `up` runs it; it may be repeated."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from adapters.errors import AdapterError
+from config import seed
+
+
+class Command(BaseCommand):
+    help = "Makes the operator's account, the demo tenants, their keys and adapters where they are missing."
+
+    requires_system_checks = []  # they import every URL's view, and with them all that the web process needs
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            seed.run(settings.LORAYARD, self.stdout.write)
+        except (seed.SeedFailed, AdapterError) as error:
+            raise CommandError(str(error)) from None

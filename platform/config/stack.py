@@ -1,0 +1,92 @@
+"""Which processes make a platform on one machine, by what the environment says. Starts none of them."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+from config.env import ROOT, Env
+from config.processes import Command
+from config.services import Postgres, Redis, Service
+
+DATABASE_CONNECTIONS = 16  # that the web process holds at most
+SERVICES = ("redis", "postgres")
+STOP_ORDER = (("seed", "web", "worker", "beat"), ("engine",), SERVICES)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The embedded services and the platform's own processes."""
+
+    env: Env
+
+    @property
+    def postgres(self) -> Postgres | None:
+        return Postgres(self.env.home / "postgres", self.env.run / "postgres") if self.env.own_database else None
+
+    @property
+    def redis(self) -> Redis | None:
+        return Redis(self.env.home / "redis", self.env.run / "redis.sock") if self.env.own_redis else None
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return tuple(service for service in (self.postgres, self.redis) if service is not None)
+
+    @property
+    def processes(self) -> tuple[Command, ...]:
+        """The slowest to start first."""
+        engine = (self.engine,) if self.env.own_engine else ()
+        return (*engine, self.web, self.worker, self.beat)
+
+    @property
+    def engine(self) -> Command:
+        env = self.env
+        options = {
+            "model": env.base_model,
+            "listen": env.engine_url,
+            "store": env.store_url,
+            "cache": str(env.home / "cache"),
+            "device": env.device,
+            "dtype": env.dtype,
+        }
+        argv = [text for name, value in options.items() for text in (f"--{name}", value)]
+        return self._python("engine", "-m", "inference.server", *argv, OMP_WAIT_POLICY="passive")
+
+    @property
+    def web(self) -> Command:
+        return self._python(
+            "web",
+            *("-m", "uvicorn", "config.asgi:application"),
+            *("--host", "127.0.0.1", "--port", str(self.env.port)),
+            *("--ws", "websockets", "--ws-max-size", str(4 * 2**20)),
+            *("--timeout-graceful-shutdown", "5", "--no-access-log", "--no-server-header"),
+            OMP_NUM_THREADS="1",
+            LORAYARD_DATABASE_POOL=str(self.env.database_pool or DATABASE_CONNECTIONS),
+        )
+
+    @property
+    def worker(self) -> Command:
+        options = ("--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat")
+        command = ("-m", "celery", "-A", "config", "worker", "--loglevel", "INFO", *options)
+        return self._python("worker", *command, OMP_NUM_THREADS="1")
+
+    @property
+    def beat(self) -> Command:
+        return self._python("beat", "-m", "celery", "-A", "config", "beat", "--loglevel", "INFO", "--pidfile=")
+
+    @property
+    def seed(self) -> Command:
+        return self._python("seed", str(ROOT / "manage.py"), "seed", OMP_NUM_THREADS="1")
+
+    def _python(self, name: str, *arguments: str, **environment: str) -> Command:
+        env = self.env
+        told = {
+            # As this process understood them, so that a child started elsewhere cannot understand them otherwise.
+            "LORAYARD_HOME": str(env.home),
+            "LORAYARD_BASE_MODEL": env.base_model,
+            "LORAYARD_ENGINE_SECRET": env.engine_secret,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]),
+            "PYTHONUNBUFFERED": "1",
+            "DJANGO_SETTINGS_MODULE": "config.settings",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        return Command(name, (sys.executable, *arguments), {**told, **environment}, cwd=ROOT)
