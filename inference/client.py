@@ -3,7 +3,7 @@
 One client per event loop; it may be shared by any number of tasks of that loop.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +166,7 @@ class EngineClient:
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._metadata = (authorization(secret),)
 
-    async def generate(self, generation: Generation) -> AsyncIterator[Event]:
+    async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """Started, then Deltas, then Finished. Closing the generator or cancelling its reader cancels the sequence."""
         call = self._engine.Generate(_request(generation), metadata=self._metadata)
         finished = False

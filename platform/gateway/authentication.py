@@ -1,0 +1,104 @@
+"""Knows who calls: a bearer key becomes a Caller; knows neither models nor prompts.
+
+A verified key is remembered for half a second, so that revocation reaches this process within a second.
+"""
+
+import hashlib
+import hmac
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from django.conf import settings
+
+from apikeys import services
+from apikeys.models import ApiKey, Scope
+from gateway.database import query
+from gateway.errors import Forbidden, Unauthorized
+from tenants.models import Tenant
+
+TTL = 0.5  # seconds
+REMEMBERED = 4096  # keys
+LONGEST = 512  # characters of a key
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A verified key that may infer, and its tenant, with nothing left to fetch. adapters: allowed; empty is all."""
+
+    key: uuid.UUID
+    tenant: Tenant
+    adapters: tuple[str, ...]
+
+    @classmethod
+    def of(cls, key: ApiKey, tenant: Tenant) -> Self:
+        return cls(key.pk, tenant, tuple(key.adapters))
+
+    @property
+    def share(self) -> str:
+        """Whose fair share pays: an id that never changes and means nothing outside."""
+        return str(self.tenant.pk)
+
+    @property
+    def salt(self) -> str:
+        """The tenant's domain in the prefix cache. A client can neither know nor choose it."""
+        return _mac(b"prefix-cache:" + self.tenant.pk.bytes).hex()
+
+
+async def authenticate(headers: Mapping[str, str]) -> Caller:
+    """Raises Unauthorized for any key that is not in order, Forbidden for one that may not infer."""
+    token = bearer(headers.get("authorization", ""))
+    if token is None:
+        raise Unauthorized
+    caller = await _known.get(token)
+    if caller is None:
+        raise Unauthorized
+    return caller
+
+
+def bearer(header: str) -> str | None:
+    """The token of an Authorization header, if it has the shape of one."""
+    scheme, _, token = header.partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token or len(token) > LONGEST or not token.isascii():
+        return None
+    return token
+
+
+class Memory:
+    """Verified keys, by the MAC of the whole token, each for TTL seconds from the moment it was asked about."""
+
+    def __init__(self) -> None:
+        self._callers: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+
+    async def get(self, token: str) -> Caller | None:
+        mac, now = _mac(token.encode()), time.monotonic()
+        until, caller = self._callers.get(mac, (now, None))
+        if caller is not None and now < until:
+            return caller
+        self._callers.pop(mac, None)
+        found = await query(_verify, token)
+        if found is not None:
+            self._callers[mac] = (now + TTL, found)
+            while len(self._callers) > REMEMBERED:
+                self._callers.popitem(last=False)
+        return found
+
+
+def _verify(token: str) -> Caller | None:
+    key = services.verify(token)
+    if key is None:
+        return None
+    if key.tenant is None or not key.may(Scope.INFERENCE):
+        raise Forbidden
+    return Caller.of(key, key.tenant)
+
+
+def _mac(message: bytes) -> bytes:
+    return hmac.digest(settings.LORAYARD.pepper.encode(), message, hashlib.sha256)
+
+
+_known = Memory()

@@ -1,0 +1,36 @@
+"""Knows how the event loop asks the database: in a few threads, each giving its connection back when the call is done.
+
+Nothing that streams may hold a thread or a connection, so that open streams cost the database nothing.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from django.db import connections
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = 8
+
+_executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gateway-db")
+
+
+async def query(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function`'s result, from a thread where it may use the ORM. What it returns must need no further queries."""
+    call = partial(_call, partial(function, *args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(_executor, call)
+
+
+def _call(function: Callable[[], T]) -> T:
+    try:
+        return function()
+    finally:
+        for connection in connections.all(initialized_only=True):
+            if getattr(connection, "pool", None):
+                connection.close()
+            else:
+                connection.close_if_unusable_or_obsolete()

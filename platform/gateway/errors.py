@@ -1,0 +1,202 @@
+"""Knows every way a call can fail and what OpenAI's clients expect to read then; knows no request.
+
+ApiError
+├── BadRequest           400  names the parameter
+│   └── ContextExceeded  400  context_length_exceeded, with both numbers
+├── Unauthorized         401  one body for every reason
+├── Forbidden            403  the same body
+├── NotFound             404  no such path
+├── ModelNotFound        404  unknown, another tenant's, not ready or not allowed: no difference to be seen
+├── MethodNotAllowed     405
+├── BodyTimeout          408
+├── TooLarge             413
+├── Busy                 429  with Retry-After
+├── ServerError          500
+└── Unavailable          503  with Retry-After
+"""
+
+import logging
+import math
+from typing import Any, ClassVar
+
+from django.db import InterfaceError, OperationalError
+from django.http import HttpResponse
+from django.urls import Resolver404
+from pydantic_core import to_json
+
+from inference.client import (
+    AdapterMissing,
+    AdapterUnavailable,
+    EngineBusy,
+    EngineDown,
+    EngineError,
+    InvalidRequest,
+    PromptTooLong,
+)
+from registry import errors as registry_errors
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/json"
+
+UNAVAILABLE: dict[type[EngineError], str] = {
+    AdapterMissing: "This model's files cannot be found. Try again later.",
+    AdapterUnavailable: "This model cannot be loaded now. Try again soon.",
+    EngineDown: "The engine does not answer. Try again soon.",
+}
+
+
+class ApiError(Exception):
+    status: ClassVar[int]
+    type: ClassVar[str] = "invalid_request_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+        self.headers: dict[str, str] = {}
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+    def response(self) -> HttpResponse:
+        return HttpResponse(to_json({"error": self.error}), JSON, self.status, headers=self.headers)
+
+
+class BadRequest(ApiError):
+    status = 400
+    default_code = "invalid_value"
+
+
+class ContextExceeded(BadRequest):
+    """`tokens` were asked for, of which `prompt` are the prompt's, where the context holds `limit`."""
+
+    default_code = "context_length_exceeded"
+
+    def __init__(self, limit: int, tokens: int, *, param: str, prompt: int | None = None) -> None:
+        parts = "" if prompt is None else f" ({prompt} in the prompt, {tokens - prompt} in the completion)"
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, you requested {tokens} tokens{parts}.",
+            param=param,
+        )
+
+
+class Refused(ApiError):
+    """One body whatever the reason, so that nothing can be learned about a key by trying."""
+
+    default_code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("The API key is missing, not valid, or not allowed to do this.")
+
+
+class Unauthorized(Refused):
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers["WWW-Authenticate"] = "Bearer"
+
+
+class Forbidden(Refused):
+    status = 403
+
+
+class NotFound(ApiError):
+    status = 404
+    default_code = "unknown_url"
+
+
+class ModelNotFound(ApiError):
+    status = 404
+    default_code = "model_not_found"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model")
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    default_code = "method_not_allowed"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"Only {allowed} is allowed here.")
+        self.headers["Allow"] = allowed
+
+
+class BodyTimeout(ApiError):
+    status = 408
+    default_code = "request_timeout"
+
+
+class TooLarge(ApiError):
+    status = 413
+    default_code = "request_too_large"
+
+
+class Busy(ApiError):
+    status = 429
+    type = "rate_limit_error"
+    default_code = "engine_busy"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.headers["Retry-After"] = _seconds(retry_after)
+
+
+class ServerError(ApiError):
+    status = 500
+    type = "server_error"
+    default_code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("The server had an error while processing your request.")
+
+
+class Unavailable(ApiError):
+    status = 503
+    type = "server_error"
+    default_code = "service_unavailable"
+
+    def __init__(self, message: str, retry_after: float | None = None, *, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.headers["Retry-After"] = _seconds(retry_after)
+
+
+def translated(error: Exception) -> ApiError:
+    """What the client is told about any failure. What is nobody's plan is logged here and told as a 500."""
+    match error:
+        case ApiError():
+            return error
+        case EngineError():
+            return _from_engine(error)
+        case registry_errors.ModelNotFound():
+            return ModelNotFound(str(error))
+        case Resolver404():
+            return NotFound("There is nothing at this address.")
+        case OperationalError() | InterfaceError():
+            logger.warning("the database does not answer: %s", type(error).__name__)
+            return Unavailable("The service is not ready. Try again soon.")
+    logger.error("unexpected failure", exc_info=error)
+    return ServerError()
+
+
+def _from_engine(error: EngineError) -> ApiError:
+    match error:
+        case PromptTooLong():
+            return ContextExceeded(error.limit, error.tokens, param=error.param or "prompt")
+        case InvalidRequest():
+            return BadRequest(error.message, param=error.param)
+        case EngineBusy():
+            return Busy("The engine has more requests than it can queue. Try again soon.", error.retry_after)
+        case AdapterMissing() | AdapterUnavailable() | EngineDown():
+            return Unavailable(UNAVAILABLE[type(error)], error.retry_after, code=error.code)
+    logger.error("the engine failed: %s", error.message)
+    return ServerError()
+
+
+def _seconds(retry_after: float | None) -> str:
+    return str(max(1, math.ceil(retry_after or 1)))

@@ -1,0 +1,47 @@
+"""Knows how a view is called (by its method, with a verified caller) and how JSON is sent; knows no endpoint."""
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpResponse
+from django.http.response import HttpResponseBase
+from pydantic_core import to_json
+
+from gateway.authentication import Caller, authenticate
+from gateway.errors import JSON, MethodNotAllowed
+from gateway.exchange import Exchange
+
+P = ParamSpec("P")
+
+
+class GatewayRequest(ASGIRequest):
+    """A request whose body has been read, and the exchange that it opens."""
+
+    exchange: Exchange
+
+
+View = Callable[Concatenate[GatewayRequest, Caller, P], Awaitable[HttpResponseBase]]
+Endpoint = Callable[..., Awaitable[HttpResponseBase]]  # as Django sees it
+
+
+def endpoint(method: str) -> Callable[[View[P]], Endpoint]:
+    """No view is called but by its method, and with the caller of a key that is in order."""
+
+    def guard(view: View[P]) -> Endpoint:
+        @wraps(view)
+        async def guarded(request: GatewayRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+            if request.method != method:
+                raise MethodNotAllowed(method)
+            caller = await authenticate(request.headers)
+            request.exchange.key = str(caller.key)
+            return await view(request, caller, *args, **kwargs)
+
+        return guarded
+
+    return guard
+
+
+def json_response(data: dict[str, Any]) -> HttpResponse:
+    return HttpResponse(to_json(data), JSON)

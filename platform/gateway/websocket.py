@@ -1,0 +1,229 @@
+"""Knows the WebSocket /v1/responses, as openai's `client.responses.connect()` speaks it.
+
+`response.create` in; the events of `gateway.responses` out. Each `stream_id` is a lane of its own: one response at a
+time per lane, first come first served, lanes side by side, every event marked with its lane. Of the connection's last
+responses the turns are remembered here, and only here, for `previous_response_id`. The key is verified again for every
+response.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from channels.generic.websocket import AsyncWebsocketConsumer
+from pydantic_core import from_json, to_json
+
+from gateway import metrics
+from gateway.authentication import authenticate
+from gateway.errors import ApiError, BadRequest, Busy, Refused, TooLarge, translated
+from gateway.exchange import Exchange
+from gateway.prompts import Turn
+from gateway.responses import Data, Shape, begin, turns, unknown_previous
+from gateway.schemas import ResponsesRequest
+from gateway.stream import cut
+
+ROUTE = "responses.websocket"
+MAX_FRAME = 8 * 2**20  # characters
+MAX_LANES = 16
+MAX_QUEUED = 8  # requests that wait in a lane
+REMEMBERED = 16  # responses
+
+POLICY_VIOLATION = 1008
+TOO_BIG = 1009
+
+log = structlog.get_logger(__name__)
+
+
+class Gone(Exception):
+    """The connection is closed; there is nobody left to tell."""
+
+
+class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    channel_layer_alias = "none"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lanes: dict[str | None, Lane] = {}
+        self._said: OrderedDict[str, list[Turn]] = OrderedDict()
+
+    async def __call__(self, scope: Data, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for lane in self._lanes.values():
+                lane.cancel()
+
+    async def connect(self) -> None:
+        self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.scope["headers"]}
+        exchange = self._exchange()
+        try:
+            await authenticate(self._headers)
+        except Exception as error:
+            await self._deny(exchange, translated(error))
+        else:
+            await self.accept(headers=[(b"x-request-id", exchange.id.encode())])
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        """Puts a request into its lane. What is wrong with it is told at once, and the connection goes on."""
+        lane = None
+        try:
+            event = _event(text_data)
+            lane = _lane(event.pop("stream_id", None))
+            self._enqueue(lane, event)
+        except ApiError as error:
+            await self.tell(protocol_error(error), lane)
+            if isinstance(error, TooLarge):
+                await self.close(TOO_BIG)
+
+    async def tell(self, event: Data, lane: str | None) -> None:
+        marked = event if lane is None else {**event, "stream_id": lane}
+        try:
+            await self.send(text_data=to_json(marked, inf_nan_mode="null").decode())
+        except (OSError, RuntimeError):
+            raise Gone from None
+
+    async def respond(self, event: Data, lane: str | None) -> None:
+        """One response, from its first event to its last. A failure is an event too."""
+        exchange = self._exchange()
+        status = 200
+        try:
+            await self._respond(exchange, event, lane)
+        except Gone:
+            metrics.DISCONNECTS.labels(ROUTE).inc()
+        except Exception as error:
+            told = translated(error)
+            status = told.status
+            await self.tell(protocol_error(told), lane)
+            if isinstance(error, Refused):
+                await self.close(POLICY_VIOLATION)
+        finally:
+            metrics.REQUESTS.labels(ROUTE, str(status)).inc()
+            metrics.DURATION.labels(ROUTE).observe(exchange.milliseconds / 1000)
+            log.info(
+                "answered",
+                request_id=exchange.id,
+                route=ROUTE,
+                status=status,
+                milliseconds=exchange.milliseconds,
+                key=exchange.key,
+            )
+
+    async def _respond(self, exchange: Exchange, event: Data, lane: str | None) -> None:
+        """Raises what goes wrong before the first event; tells what goes wrong after it."""
+        caller = await authenticate(self._headers)
+        exchange.key = str(caller.key)
+        asked = ResponsesRequest.of({**event, "stream": True})
+        previous = asked.previous_response_id
+        if previous is not None and previous not in self._said:
+            raise unknown_previous(previous)
+        before = self._said.get(previous, []) if previous is not None else []
+        run, shape = await begin(exchange, caller, asked, turns(asked, before))
+        async with run:
+            try:
+                async for told in shape.events(run):
+                    await self.tell(told, lane)
+            except Gone:
+                raise
+            except Exception as error:
+                failure = cut(run, error)
+                await self.tell(protocol_error(failure, shape.number), lane)
+            else:
+                self._remember(shape, asked, before)
+
+    def _remember(self, shape: Shape, asked: ResponsesRequest, before: list[Turn]) -> None:
+        own = turns(asked.model_copy(update={"instructions": None}), before)
+        self._said[shape.id] = [*own, {"role": "assistant", "content": shape.said.text}]
+        while len(self._said) > REMEMBERED:
+            self._said.popitem(last=False)
+
+    def _enqueue(self, name: str | None, event: Data) -> None:
+        if name not in self._lanes:
+            self._close_idle_lanes()
+            if len(self._lanes) >= MAX_LANES:
+                raise Busy(f"A connection may have {MAX_LANES} streams under way at most.")
+            self._lanes[name] = Lane(lambda request: self.respond(request, name))
+        self._lanes[name].put(event)
+
+    def _close_idle_lanes(self) -> None:
+        for name in [name for name, lane in self._lanes.items() if lane.idle]:
+            self._lanes.pop(name).cancel()
+
+    async def _deny(self, exchange: Exchange, error: ApiError) -> None:
+        """Answers the handshake with a status and the same body that HTTP gets."""
+        metrics.REQUESTS.labels(ROUTE, str(error.status)).inc()
+        if "websocket.http.response" not in self.scope.get("extensions", {}):
+            await self.close()
+            return
+        response = error.response()
+        response.headers["x-request-id"] = exchange.id
+        response.headers["Content-Length"] = str(len(response.content))
+        headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
+        await self.base_send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+        await self.base_send({"type": "websocket.http.response.body", "body": response.content})
+
+    def _exchange(self) -> Exchange:
+        return Exchange.of(self._headers.get("x-request-id"), ROUTE)
+
+
+class Lane:
+    """Requests of one stream_id, answered one after the other by a task that lives while the connection does."""
+
+    def __init__(self, respond: Callable[[Data], Awaitable[None]]) -> None:
+        self._queue: asyncio.Queue[Data] = asyncio.Queue(MAX_QUEUED)
+        self._busy = False
+        self._task = asyncio.create_task(self._work(respond))
+
+    @property
+    def idle(self) -> bool:
+        return not self._busy and self._queue.empty()
+
+    def put(self, event: Data) -> None:
+        """Raises Busy when too many wait already."""
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            raise Busy(f"A stream may have {MAX_QUEUED} requests waiting at most.") from None
+
+    def cancel(self) -> None:
+        """Ends what is under way, in the engine too."""
+        self._task.cancel()
+
+    async def _work(self, respond: Callable[[Data], Awaitable[None]]) -> None:
+        while True:
+            event = await self._queue.get()
+            self._busy = True
+            try:
+                await respond(event)
+            finally:
+                self._busy = False
+
+
+def protocol_error(error: ApiError, number: int = 0) -> Data:
+    headers = {name.lower(): value for name, value in error.headers.items()}
+    told = {**error.error, "headers": headers} if headers else error.error
+    return {"type": "error", "status": error.status, "sequence_number": number, "error": told}
+
+
+def _event(text: str | None) -> Data:
+    """The fields of a response.create. Raises BadRequest, TooLarge."""
+    if text is None:
+        raise BadRequest("Events are text frames that hold JSON.", code="invalid_json")
+    if len(text) > MAX_FRAME:
+        raise TooLarge(f"An event may have {MAX_FRAME} characters at most.")
+    try:
+        event = from_json(text, allow_inf_nan=False)
+    except ValueError:
+        raise BadRequest("The event is not valid JSON.", code="invalid_json") from None
+    if not isinstance(event, dict):
+        raise BadRequest("The event must be a JSON object.", code="invalid_json")
+    if event.pop("type", None) != "response.create":
+        raise BadRequest("The only event that is served is 'response.create'.", param="type")
+    return event
+
+
+def _lane(name: object) -> str | None:
+    if name is None or (isinstance(name, str) and 0 < len(name) <= 128):
+        return name
+    raise BadRequest("'stream_id' must be a string of 1 to 128 characters.", param="stream_id")
