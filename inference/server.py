@@ -5,25 +5,24 @@ LORAYARD_ENGINE_SECRET=… python -m inference.server --model demo/base --listen
 
 import argparse
 import asyncio
-import hmac
 import itertools
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import psutil
 import torch
-from adapters.store import Store
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import AutoTokenizer
 
 from adapters.errors import BaseModelMissing, BaseModelUnsupported
+from adapters.store import Store
 from inference import engine_pb2 as pb
 from inference import engine_pb2_grpc, wire
 from inference.client import Sampling
@@ -32,7 +31,8 @@ from inference.engine.engine import Engine
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Begun, Ended, Event, Limits, Logprobs, Scheduler, Token
 from inference.engine.sequence import Sequence
-from inference.errors import METADATA_KEY, EngineError, Internal, InvalidRequest, to_status
+from inference.errors import Internal, InvalidRequest
+from inference.guard import Guard
 from inference.lora.slots import Slot, SlotPool
 from inference.lora.source import DiskCache, Loader
 from inference.models.attention import UnservedModel
@@ -227,64 +227,6 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             steps_by_adapters=dict(engine.steps_by_adapters),
             steps_by_rows=dict(engine.steps_by_rows),
         )
-
-
-class Guard(grpc.aio.ServerInterceptor[Any, Any]):
-    """Every call carries the shared secret; every EngineError becomes a status with details, anything else Internal."""
-
-    def __init__(self, secret: str) -> None:
-        self._expected = wire.authorization(secret)[1].encode()
-
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        handler = await continuation(details)
-        shown = dict(details.invocation_metadata).get("authorization", "")
-        if not hmac.compare_digest(str(shown).encode(), self._expected):
-            return _refusing(handler)
-        return _translating(handler)
-
-
-def _refusing(handler: Any) -> Any:
-    async def refuse(request: Any, context: Any) -> NoReturn:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The shared secret is missing or wrong.")
-        raise AssertionError("abort raises")
-
-    return (
-        grpc.unary_unary_rpc_method_handler(refuse, handler.request_deserializer, handler.response_serializer)
-        if not handler.response_streaming
-        else grpc.unary_stream_rpc_method_handler(refuse, handler.request_deserializer, handler.response_serializer)
-    )
-
-
-def _translating(handler: Any) -> Any:
-    """The same handler, whose exceptions end the call with our status and metadata."""
-    if handler.response_streaming:
-
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                async for message in handler.unary_stream(request, context):
-                    yield message
-            except Exception as error:
-                await _abort(context, error)
-
-        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
-
-    async def call(request: Any, context: Any) -> Any:
-        try:
-            return await handler.unary_unary(request, context)
-        except Exception as error:
-            await _abort(context, error)
-
-    return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
-
-
-async def _abort(context: Any, error: Exception) -> None:
-    if not isinstance(error, EngineError):
-        log.error("a call failed", exc_info=error)
-        error = Internal("The engine failed.")
-    status, details = to_status(error)
-    await context.abort(status, error.message, trailing_metadata=((METADATA_KEY, details),))
 
 
 def _started(sequence: Sequence) -> pb.Started:

@@ -130,7 +130,7 @@ class Engine:
         self.steps += 1
         self.step_seconds += self.last_forward - started
         self.generated_tokens += generated
-        self.prompt_tokens += plan.tokens - generated
+        self.prompt_tokens += sum(row.prompt_tokens for row in plan.rows)
         self.steps_by_adapters[plan.adapters] += 1
         self.steps_by_rows[len(plan.rows)] += 1
 

@@ -37,6 +37,10 @@ class Row:
     count: int
 
     @property
+    def prompt_tokens(self) -> int:
+        return max(0, min(self.start + self.count, len(self.sequence.prompt)) - self.start)
+
+    @property
     def samples(self) -> bool:
         return self.start + self.count == len(self.sequence.tokens)
 

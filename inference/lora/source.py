@@ -24,7 +24,7 @@ class DiskCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
-        """The folder with the version's files, fetched if need be. Raises adapters.store's Missing and Corrupt."""
+        """The folder with the version's files, fetched if need be. Raises adapters.errors' Missing and Corrupt."""
         final = self._folder / digest.replace(":", "-")
         if not final.exists():
             part = self._folder / f".{uuid.uuid4().hex}"

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -142,6 +143,17 @@ class Workshop:
                 if "lora_" in name:
                     torch.nn.init.normal_(weight, std=0.08)
             peft.to(dtype).save_pretrained(folder)
+        return folder
+
+    def base_at(self, folder: Path) -> Base:
+        return Base(folder)
+
+    def uploadable(self, adapter: Path) -> Path:
+        """A folder with the two files of the adapter that a version keeps."""
+        folder = adapter.with_name(f"{adapter.name}-files")
+        folder.mkdir(exist_ok=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(adapter / name, folder / name)
         return folder
 
     def prompt(self, length: int, seed: int = 0) -> list[int]:

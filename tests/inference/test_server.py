@@ -1,0 +1,254 @@
+"""The engine as its callers meet it: a process, gRPC, real adapters in a real store."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.store import Store
+from inference.client import (
+    AdapterMissing,
+    AdapterUnavailable,
+    Delta,
+    EngineClient,
+    EngineDown,
+    EngineError,
+    Finished,
+    Generation,
+    InvalidRequest,
+    PromptTooLong,
+    Sampling,
+    Started,
+)
+
+SECRET = "the-shared-secret"
+GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
+
+
+@dataclass
+class Served:
+    """An engine process, and the digests of three adapters in its store."""
+
+    url: str
+    folder: Path
+    digests: list[str]
+    start: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="module")
+def served(workshop: Any, tiny_base_model: Path) -> Iterator[Served]:
+    base = workshop.base_at(tiny_base_model)
+    targets = (["q_proj", "v_proj"], ["gate_proj", "down_proj"], "all-linear")
+    with tempfile.TemporaryDirectory(prefix="engine-") as name:
+        folder = Path(name)
+        store = Store(f"file://{folder}/store")
+        digests = [
+            store.put(workshop.uploadable(workshop.adapter(base, seed, r=4 * (seed + 1), target_modules=target))).digest
+            for seed, target in enumerate(targets)
+        ]
+        url = f"unix:{folder}/socket"
+
+        def start() -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", "inference.server", "--model", str(tiny_base_model), "--listen", url]
+            command += ["--store", store.url, "--cache", f"{folder}/cache", "--slots", "2", "--check"]
+            with (folder / "log").open("ab") as log:
+                environment = os.environ | {"LORAYARD_ENGINE_SECRET": SECRET}
+                return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+        engine = Served(url, folder, digests, start, start())
+        yield engine
+        engine.process.terminate()
+        assert engine.process.wait(20) == 0, (folder / "log").read_text()[-3000:]
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[EngineClient]:
+    client = EngineClient(served.url, SECRET)
+    await eventually(client.healthy, 60)
+    yield client
+    await client.close()
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.05)
+
+
+def request(prompt: str | list[int], digest: str = "", sampling: Sampling = GREEDY, **options: Any) -> Generation:
+    ids = [2 + byte % 200 for byte in prompt.encode()] if isinstance(prompt, str) else prompt
+    return Generation("test", ids, sampling, digest, **options)
+
+
+async def answer(client: EngineClient, asked: Generation) -> tuple[str, Finished]:
+    events = [event async for event in client.generate(asked)]
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    return "".join(event.text for event in events if isinstance(event, Delta)), events[-1]
+
+
+async def test_two_tenants_adapters_decode_in_one_step_and_answer_as_alone(
+    served: Served, client: EngineClient
+) -> None:
+    asked = [
+        request(f"question {n} of {share}", digest, replace(GREEDY, max_tokens=40), share=share, salt=share)
+        for n in range(4)
+        for share, digest in (("acme", served.digests[0]), ("globex", served.digests[1]), ("acme", ""))
+    ]
+    alone = [await answer(client, one) for one in asked]
+    together = await asyncio.gather(*(answer(client, one) for one in asked))
+    assert [text for text, _ in together] == [text for text, _ in alone]
+    assert len({text for text, _ in alone}) == len(asked)
+    assert (await client.stats()).steps_by_adapters.get(2, 0) > 0
+
+
+async def test_more_adapters_than_slots_are_served(served: Served, client: EngineClient) -> None:
+    results = await asyncio.gather(*(answer(client, request("x", digest)) for digest in served.digests * 3))
+    assert all(finished.completion_tokens == 12 for _, finished in results)
+
+
+async def test_the_usage_counts_tokens_and_known_prefixes(served: Served, client: EngineClient) -> None:
+    asked = request([2 + n % 90 for n in range(40)], salt="usage")
+    _, first = await answer(client, asked)
+    _, second = await answer(client, asked)
+    assert (first.reason, first.prompt_tokens, first.completion_tokens, first.cached_tokens) == ("length", 40, 12, 0)
+    assert second.cached_tokens == 32
+
+
+async def test_a_stop_string_ends_the_answer_before_it(client: EngineClient) -> None:
+    text, _ = await answer(client, request("abc"))
+    stop = text[3:5]
+    shorter, finished = await answer(client, request("abc", sampling=replace(GREEDY, stop=(stop,))))
+    assert shorter == text[: text.index(stop)]
+    assert finished.reason == "stop"
+    assert finished.completion_tokens < 12
+
+
+async def test_a_seed_repeats_an_answer(client: EngineClient) -> None:
+    sampling = replace(GREEDY, temperature=1.2, seed=7)
+    texts = [(await answer(client, request("abc", sampling=sampling)))[0] for _ in range(2)]
+    other, _ = await answer(client, request("abc", sampling=replace(sampling, seed=8)))
+    assert texts[0] == texts[1] != other
+
+
+async def test_logprobs_come_with_their_tokens(client: EngineClient) -> None:
+    events = [e async for e in client.generate(request("abc", sampling=replace(GREEDY, logprobs=3)))]
+    deltas = [event for event in events if isinstance(event, Delta) and event.tokens]
+    assert len(deltas) == 12
+    for delta in deltas:
+        (position,) = delta.logprobs
+        assert position.chosen.token == delta.tokens[0] == position.top[0].token
+        assert 0 >= position.top[0].logprob >= position.top[1].logprob >= position.top[2].logprob
+
+
+async def test_a_client_that_goes_away_frees_its_sequence(client: EngineClient) -> None:
+    stream = client.generate(request("abc", sampling=replace(GREEDY, max_tokens=400)))
+    async for event in stream:
+        if isinstance(event, Delta):
+            break
+    await stream.aclose()  # type: ignore[attr-defined]
+
+    async def idle() -> bool:
+        gauges = (await client.stats()).gauges
+        return gauges["running"] == gauges["waiting"] == 0 and gauges["blocks_free"] == gauges["blocks"]
+
+    await eventually(idle, 2)
+
+
+async def test_an_adapter_is_brought_evicted_and_named(served: Served, client: EngineClient) -> None:
+    digest = served.digests[0]
+    state = await client.preload(digest)
+    assert (state.state, state.running) == ("resident", 0)
+    assert state.bytes > 0
+    assert digest in {adapter.digest for adapter in (await client.residency()).adapters}
+    assert (await client.evict(digest)).state == "absent"
+    assert digest not in {adapter.digest for adapter in (await client.residency()).adapters}
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "param"),
+    [
+        (request([]), InvalidRequest, "prompt"),
+        (request([100000]), InvalidRequest, "prompt"),
+        (request("x" * 600), PromptTooLong, "prompt"),
+        (request("x", sampling=replace(GREEDY, max_tokens=0)), InvalidRequest, "max_tokens"),
+        (request("x", sampling=replace(GREEDY, logprobs=21)), InvalidRequest, "logprobs"),
+        (request("x", "sha256:" + "0" * 64), AdapterMissing, None),
+        (request("x", "../../etc/passwd"), AdapterMissing, None),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_by_name(
+    client: EngineClient, asked: Generation, error: type[EngineError], param: str | None
+) -> None:
+    with pytest.raises(error) as caught:
+        await answer(client, asked)
+    assert caught.value.param == param
+
+
+async def test_a_damaged_artifact_fails_its_own_requests_only(
+    served: Served, client: EngineClient, workshop: Any, tiny_base_model: Path
+) -> None:
+    base = workshop.base_at(tiny_base_model)
+    adapter = workshop.uploadable(workshop.adapter(base, 77, r=3, target_modules=["o_proj"]))
+    digest = Store(f"file://{served.folder}/store").put(adapter).digest
+    for blob in (served.folder / "store" / "blobs").iterdir():
+        if blob.stat().st_size == (adapter / "adapter_model.safetensors").stat().st_size:
+            blob.write_bytes(blob.read_bytes()[:-4] + b"evil")
+    fine = asyncio.create_task(answer(client, request("fine", served.digests[1])))
+    with pytest.raises(AdapterUnavailable):
+        await answer(client, request("x", digest))
+    assert (await fine)[1].completion_tokens == 12
+
+
+@pytest.mark.parametrize("secret", ["", "the-shared-secre", "another"])
+async def test_a_stranger_without_the_secret_gets_nothing(served: Served, client: EngineClient, secret: str) -> None:
+    stranger = EngineClient(served.url, secret)
+    assert not await stranger.healthy()
+    for call in (stranger.stats, stranger.residency, lambda: answer(stranger, request("x"))):
+        with pytest.raises(EngineError):
+            await call()
+    await stranger.close()
+
+
+async def test_a_killed_engine_is_down_and_serves_again_after_its_restart(served: Served, client: EngineClient) -> None:
+    served.process.send_signal(signal.SIGKILL)
+    served.process.wait()
+    with pytest.raises(EngineDown) as caught:
+        await answer(client, request("x"))
+    assert caught.value.retry_after
+    served.process = served.start()
+    await eventually(client.healthy, 60)
+    assert (await answer(client, request("x", served.digests[2])))[1].completion_tokens == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"--model": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"--dtype": "int3"}, "int3"),
+        ({"--max-rows": "600"}, "--max-batch-tokens"),
+    ],
+)
+def test_an_engine_that_cannot_start_says_why_in_one_line(
+    tiny_base_model: Path, tmp_path: Path, changes: dict[str, str], said: str
+) -> None:
+    options = {"--model": str(tiny_base_model), "--listen": f"unix:{tmp_path}/s", "--store": f"file://{tmp_path}"}
+    command = [sys.executable, "-m", "inference.server", "--cache", str(tmp_path)]
+    for name, value in (options | changes).items():
+        command += [name, value]
+    environment = os.environ | {"LORAYARD_ENGINE_SECRET": SECRET}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    assert result.returncode != 0
+    assert said in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
