@@ -241,7 +241,7 @@ class _Readable(Protocol):
 
 
 class _Metered(io.RawIOBase):
-    """A stream that gives no more than was allowed, since tarfile reads a header's extensions into memory at any size."""
+    """A stream that gives no more than was allowed, since tarfile reads any header into memory."""
 
     def __init__(self, source: _Readable) -> None:
         self._source = source

@@ -89,7 +89,7 @@ def _suffixes(names: frozenset[str]) -> tuple[str, ...]:
 
 
 def _whole(source: str, budget: Budget) -> Match:
-    pattern = Pattern(source)
+    pattern = Pattern(source, budget)
     return lambda name: pattern.fullmatch(name, budget)
 
 
@@ -97,8 +97,9 @@ def _suffix(key: str, budget: Budget) -> Match:
     """How a key of rank_pattern or alpha_pattern matches. Plain names can't be slow, so `re` may have those."""
     source = rf"(.*\.)?({key})$"
     if not _PLAIN.fullmatch(key):
-        pattern = Pattern(source)
+        pattern = Pattern(source, budget)
         return lambda name: pattern.match(name, budget)
+    budget.spend(5 * len(source))
     expression = re.compile(source)
 
     def matches(name: str) -> bool:

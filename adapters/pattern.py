@@ -30,7 +30,7 @@ class TooCostly(PatternError):
 
 @dataclass
 class Budget:
-    """Steps that are left: one for a step that was computed before, five for a state that had to be visited."""
+    """Steps that are left, for building patterns and for matching: about five in a microsecond."""
 
     steps: int
 
@@ -81,14 +81,15 @@ class Pattern:
     """`Pattern(source).fullmatch(text, budget)` is `bool(re.fullmatch(source, text))`; the same for `match`.
 
     Raises PatternError for what `re` doesn't parse and for back references, conditionals, flags, atomic groups and
-    possessive repeats. Raises TooCostly when the budget is spent.
+    possessive repeats, TooCostly when the budget is spent.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, budget: Budget) -> None:
         self._states: list[_State] = []
         self._steps: dict[tuple[frozenset[int], str, str], tuple[bool, frozenset[int]]] = {}
         self._looks_around = False
-        self._building = Budget(20 * MAX_STATES)
+        self._building = budget
+        budget.spend(5 * len(source))
         try:
             tree = _parser.parse(source)
             if tree.state.flags & ~re.UNICODE.value:
@@ -118,7 +119,7 @@ class Pattern:
 
         Without look-arounds this depends on the neighbouring characters only, so it is computed once for each pair.
         """
-        budget.spend()
+        budget.spend(3)
         key = (live, text[here - 1 : here], text[here : here + 1])
         if (known := self._steps.get(key)) is not None:
             return known
@@ -132,7 +133,7 @@ class Pattern:
         """Every state that is reached from `live` without reading."""
         waiting, closed = list(live), set(live)
         while waiting:
-            budget.spend(5)
+            budget.spend(15)
             state = waiting.pop()
             for following in self._follow(state, text, here, budget):
                 if following not in closed:
@@ -166,15 +167,13 @@ class Pattern:
     def _add(self, state: _State) -> int:
         if len(self._states) >= MAX_STATES:
             raise PatternError("it is too large")
+        self._building.spend(40)
         self._states.append(state)
         return len(self._states) - 1
 
     def _sequence(self, items: Any, then: int) -> int:
         """The state at which `items` begin, followed by `then`. Built from the end backwards."""
-        try:
-            self._building.spend()
-        except TooCostly as error:
-            raise PatternError("it is too large") from error
+        self._building.spend(8)
         for item in reversed(list(items)):
             then = self._item(item, then)
         return then
