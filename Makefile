@@ -46,7 +46,7 @@ $(VENV)/.built: $(VENV)/.installed $(KERNELS) inference/kernels/build.py
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --progress-bar on '.[dev]'
-	build/lock/bin/python -m pip freeze --exclude lorayard | sed 's/+[a-z0-9.]*$$//' > requirements.lock
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude lorayard | sed 's/+[a-z0-9.]*$$//' > requirements.lock
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

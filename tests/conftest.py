@@ -3,14 +3,18 @@
 The addresses are chosen here, when pytest reads this file and before Django is configured; nothing is started yet then.
 """
 
+import asyncio
 import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,34 +44,76 @@ from rest_framework.test import APIClient  # noqa: E402
 from apikeys.models import Scope  # noqa: E402
 from apikeys.services import issue  # noqa: E402
 from audit.services import SYSTEM  # noqa: E402
-from config import env, processes, services  # noqa: E402
+from config import env, processes  # noqa: E402
+from config.services import Postgres, Redis  # noqa: E402
+from inference.client import EngineClient  # noqa: E402
+from tests.processes import Up, free_port, manage, wait_for  # noqa: E402
+
+RUN = env.load().run
 from tenants.models import Tenant  # noqa: E402
 from tenants.services import create_tenant  # noqa: E402
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 
 
+@dataclass(frozen=True)
+class Services:
+    """What runs while tests do."""
+
+    postgres: Postgres
+
+    def database(self, name: str) -> str:
+        """The URL of a database of this name, made if need be."""
+        self.postgres.ensure_database(name)
+        return f"postgresql://lorayard@/{name}?host={self.postgres.sockets}"
+
+    def redis(self, number: int) -> str:
+        """The URL of Redis' database of this number; 0 is the one that tests in this process use."""
+        return f"unix://{RUN / 'redis.sock'}?db={number}"
+
+
+@dataclass
+class Platform:
+    """A whole platform in processes of its own: web, worker, beat, and the engine."""
+
+    url: str
+    environment: Mapping[str, str]  # for commands that are meant for it
+    _made: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def operator_key(self) -> str:
+        return self.key()
+
+    def key(self, *arguments: str) -> str:
+        """A new key by `manage.py create_key`; without a tenant, an operator's."""
+        made = manage(self.environment, "create_key", *arguments)
+        assert made.returncode == 0, made.stderr
+        return made.stdout.strip()
+
+    def call(self, method: str, path: str, key: str, **body: object) -> Any:
+        """A call to the management API, whose answer is JSON. Fails the test on any status from 400 on."""
+        bearer = {"Authorization": f"Bearer {key}"}
+        answer = httpx.request(method, f"{self.url}/api/v1/{path}", headers=bearer, json=body or None, timeout=30)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def tenant(self, slug: str) -> tuple[str, str]:
+        """A tenant of this name and a key that may do all a tenant's key may; made when first asked for."""
+        if slug not in self._made:
+            self.call("POST", "tenants", self.operator_key, slug=slug, name=slug.title())
+            self._made[slug] = self.key(slug)
+        return slug, self._made[slug]
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Asks again and again until the condition holds. Fails the test after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what} did not happen within {seconds} s")
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="session")
-def _services() -> Iterator[None]:
+def services() -> Iterator[Services]:
     """PostgreSQL and Redis, with nothing in them."""
-    run = env.load().run
-    ours: tuple[services.Service, ...] = (
-        services.Postgres(HOME / "postgres", run / "postgres", FAST),
-        services.Redis(HOME / "redis", run / "redis.sock"),
-    )
+    postgres = Postgres(HOME / "postgres", RUN / "postgres", FAST)
+    ours = (postgres, Redis(HOME / "redis", RUN / "redis.sock"))
     running = []
     try:
         for service in ours:
@@ -76,15 +122,15 @@ def _services() -> Iterator[None]:
                 running.append((service.command(), service.command().popen(stdout=log, stderr=log)))
         for service in ours:
             wait_for(service.ready, 30, f"{service.name} becoming ready")
-        ours[0].ensure_database("lorayard")
-        yield
+        postgres.ensure_database("lorayard")
+        yield Services(postgres)
     finally:
         for command, process in reversed(running):
             processes.end(process, command.stop, 10)
 
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(_services: None) -> None:
+def django_db_modify_db_settings(services: Services) -> None:
     """pytest-django makes its database in ours."""
 
 
@@ -102,7 +148,8 @@ def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens(specials)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=specials[0], pad_token=specials[0])
+    tokenizer_class: Any = PreTrainedTokenizerFast
+    fast = tokenizer_class(tokenizer_object=tokenizer, eos_token=specials[0], pad_token=specials[0])
     fast.chat_template = (
         "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
@@ -129,13 +176,14 @@ def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _emptied_past_the_audit_trigger() -> None:
     """Audit events refuse TRUNCATE, which is how Django empties the database after a transactional test."""
-    empty = TransactionTestCase._fixture_teardown
+    django_s: Any = TransactionTestCase
+    empty = django_s._fixture_teardown
 
     def past_triggers(case: TransactionTestCase) -> None:
         with pgtrigger.ignore("audit.Event:no_truncate"):
             empty(case)
 
-    TransactionTestCase._fixture_teardown = past_triggers  # type: ignore[method-assign]
+    django_s._fixture_teardown = past_triggers
 
 
 @pytest.fixture
@@ -162,3 +210,93 @@ def client_of(db: None) -> Callable[..., APIClient]:
         return APIClient(headers={"Authorization": f"Bearer {key}"})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base_model_folder(tiny_base_model: Path) -> Path:
+    """The model that `engine` and `platform` serve. Override it to serve another."""
+    return tiny_base_model
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., Path]:
+    """make_adapter(folder, base, rank=8, targets=("q_proj", "v_proj"), seed=0, scale=1.0, **config): what PEFT writes.
+
+    Both matrices are drawn at random (PEFT's own start, with B zero, would change nothing), B times `scale`.
+    """
+
+    def make(
+        folder: Path,
+        base: Path,
+        rank: int = 8,
+        targets: Iterable[str] | str = ("q_proj", "v_proj"),
+        seed: int = 0,
+        scale: float = 1.0,
+        **config: Any,
+    ) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(seed)
+        wanted = targets if isinstance(targets, str) else list(targets)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        lora = LoraConfig(r=rank, target_modules=wanted, task_type="CAUSAL_LM", **{"lora_alpha": 2 * rank, **config})
+        adapted = get_peft_model(model, lora)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=scale * 0.1)
+        adapted.save_pretrained(str(folder))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine(base_model_folder: Path) -> Iterator[str]:
+    """The address of a real engine, which the settings of this process name too; its store is theirs."""
+    yield from _running_engine(env.load(), base_model_folder)
+
+
+def _running_engine(told: env.Env, model: Path) -> Iterator[str]:
+    from config.stack import Stack
+
+    command = Stack(told.model_copy(update={"base_model": str(model), "device": "cpu"})).engine
+    for folder in ("store", "cache"):
+        (told.home / folder).mkdir(exist_ok=True)
+    with (told.home / "engine.log").open("wb") as log:
+        process = command.popen(stdout=log, stderr=log)
+    try:
+        wait_for(lambda: process.poll() is not None or asyncio.run(_healthy(told)), 60, "the engine becoming healthy")
+        assert process.poll() is None, (told.home / "engine.log").read_text()[-2000:]
+        yield told.engine_url
+    finally:
+        processes.end(process, command.stop, 10)
+
+
+async def _healthy(told: env.Env) -> bool:
+    client = EngineClient(told.engine_url, told.engine_secret)
+    try:
+        return await client.healthy()
+    finally:
+        await client.close()
+
+
+@pytest.fixture(scope="session")
+def platform(services: Services, engine: str, base_model_folder: Path) -> Iterator[Platform]:
+    """`manage.py up` on a database of its own and on the session's engine."""
+    port = free_port()
+    told = {
+        "LORAYARD_HOME": str(HOME / "platform"),
+        "LORAYARD_PORT": str(port),
+        "LORAYARD_BASE_MODEL": str(base_model_folder),
+        "LORAYARD_ENGINE_URL": engine,
+        "LORAYARD_ENGINE_SECRET": env.load().engine_secret,
+        "LORAYARD_STORE_URL": env.load().store_url,
+        "DATABASE_URL": services.database("platform"),
+        "REDIS_URL": services.redis(1),
+    }
+    with Up(told, HOME / "platform.log") as up:
+        up.ready()
+        yield Platform(f"http://127.0.0.1:{port}", told)

@@ -4,7 +4,6 @@
 the rest of HTTP to Django; WebSockets to Channels.
 """
 
-import importlib.util
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,6 +16,10 @@ console: Any = get_asgi_application()
 
 from channels.routing import URLRouter  # noqa: E402 - apps must be loaded first
 from django.urls import re_path  # noqa: E402
+
+from gateway import engine  # noqa: E402
+from gateway.handler import application as data_plane  # noqa: E402
+from gateway.routing import websocket_urlpatterns  # noqa: E402
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -35,16 +38,12 @@ async def _no_such_socket(scope: Scope, receive: Receive, send: Send) -> None:
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
+        if message["type"] == "lifespan.shutdown":
+            await engine.close()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
 
-
-if importlib.util.find_spec("gateway") and importlib.util.find_spec("gateway.handler"):
-    from gateway.handler import application as data_plane
-    from gateway.routing import websocket_urlpatterns
-else:
-    data_plane, websocket_urlpatterns = console, []
 
 nowhere: Any = _no_such_socket
 sockets = URLRouter([*websocket_urlpatterns, re_path(r"", nowhere)])

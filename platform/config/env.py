@@ -109,7 +109,9 @@ class Env(BaseSettings):
     @property
     def celery_broker(self) -> str:
         """Celery spells Redis on a Unix socket in its own way."""
-        return self.redis_url.replace("unix://", "redis+socket://", 1)
+        if not self.redis_url.startswith("unix://"):
+            return self.redis_url
+        return self.redis_url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=", 1)
 
 
 def load() -> Env:

@@ -17,6 +17,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.core.files import File
 
+from adapters.files import DROPPED
 from apikeys import services as apikeys
 from apikeys.models import Scope
 from audit.services import SYSTEM
@@ -100,7 +101,7 @@ def _uploaded(upload: demo.Upload) -> Version:
     if version := usable[upload.number - 1 : upload.number].first():
         return version
     with contextlib.ExitStack() as opened:
-        paths = sorted(path for path in upload.folder.iterdir() if path.is_file())
+        paths = sorted(path for path in upload.folder.iterdir() if path.name not in DROPPED)
         files = [File(opened.enter_context(path.open("rb")), name=path.name) for path in paths]
         return upload_version(adapter, files, actor=SYSTEM)
 

@@ -1,6 +1,5 @@
 """Django's settings, all of them derived from `env.load()`: read that file for what can be set from outside."""
 
-import importlib.util
 import sys
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,7 +32,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "pgtrigger",
-    *[app for app in OUR_APPS if importlib.util.find_spec(app)],
+    *[app for app in OUR_APPS if app != "console" or (env.ROOT / "platform/console/pages/versions.py").exists()],
 ]
 
 MIDDLEWARE = [
@@ -84,8 +83,8 @@ def _database(url: str, pool: int) -> dict[str, Any]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": host,
         "PORT": query.pop("port", "") or (port or ""),
-        # A pool replaces persistent connections: under ASGI they would be one per thread, and outlive it.
-        "CONN_MAX_AGE": 0 if pool else 60,
+        # Under ASGI a persistent connection would be one per thread, and outlive it: only a pool keeps them.
+        "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
             "connect_timeout": 5,

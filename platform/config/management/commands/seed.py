@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from adapters.errors import AdapterError
 from config import seed
+from tenants.errors import PlatformError
 
 
 class Command(BaseCommand):
@@ -17,5 +18,5 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             seed.run(settings.LORAYARD, self.stdout.write)
-        except (seed.SeedFailed, AdapterError) as error:
+        except (seed.SeedFailed, AdapterError, PlatformError) as error:
             raise CommandError(str(error)) from None

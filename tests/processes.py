@@ -1,0 +1,86 @@
+"""Runs the platform's own command line in processes of its own, for tests that look at it from outside."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from config.processes import kill_group
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("LORAYARD_", "DATABASE_URL", "REDIS_URL", "SECRET_KEY", "DJANGO_")
+
+
+def environment(**told: str) -> dict[str, str]:
+    """This process' environment with nothing of ours in it but what is told here."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | told
+
+
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Asks again and again until the condition holds. Fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not happen within {seconds} s")
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def manage(told: Mapping[str, str], *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    """`manage.py <arguments>`, to its end."""
+    argv = [sys.executable, str(ROOT / "manage.py"), *arguments]
+    return subprocess.run(
+        argv, env=environment(**told), capture_output=True, text=True, timeout=seconds, cwd=ROOT, check=False
+    )
+
+
+class Up:
+    """`manage.py up`, running. Leaving the block stops it as a person would, and kills it if that takes too long."""
+
+    def __init__(self, told: Mapping[str, str], log: Path) -> None:
+        self._told = dict(told)
+        self._log = log
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        argv = [sys.executable, str(ROOT / "manage.py"), "up"]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                argv, env=environment(**self._told), stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def ready(self, seconds: float = 120) -> Self:
+        """Waits for the words that say so. Fails the test if the process ends before."""
+        wait_for(lambda: "Lorayard is ready" in self.output or self.process.poll() is not None, seconds, "being ready")
+        assert self.process.poll() is None, self.output
+        return self
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
+        """Its exit status. Once it has ended, this does nothing."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(seconds)
+        finally:
+            kill_group(self.process.pid)
