@@ -33,6 +33,9 @@ class Action(models.TextChoices):
     ALIAS_CREATED = "adapter:alias:created"
     ALIAS_MOVED = "adapter:alias:moved"
     ALIAS_DELETED = "adapter:alias:deleted"
+    USER_CREATED = "user:created"
+    USER_CHANGED = "user:changed"
+    USER_PASSWORD_CHANGED = "user:password:changed"  # noqa: S105  # an action, not a password
 
 
 def actions() -> list[tuple[str, str]]:

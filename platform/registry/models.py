@@ -17,9 +17,9 @@ from django.db.models import Q
 
 from tenants.models import Tenant
 
-NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
-DIGEST = r"^sha256:[0-9a-f]{64}$"
-VERSION_LIKE = r"^v[0-9]+$"
+NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z"
+DIGEST = r"^sha256:[0-9a-f]{64}\Z"
+VERSION_LIKE = r"^v[0-9]+\Z"
 STABLE = "stable"
 
 valid_name = RegexValidator(NAME, "Lower-case letters, digits and inner dots, hyphens, underscores; 63 at most.")

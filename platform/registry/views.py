@@ -18,7 +18,7 @@ from apikeys.models import ApiKey, Scope
 from audit.api import Management
 from registry import services
 from registry.errors import AdapterNotFound
-from registry.models import NAME, Adapter, Alias, BaseModel, Version, valid_name
+from registry.models import NAME, Adapter, Alias, BaseModel, Version
 from registry.quarantine import Incoming
 from registry.serializers import (
     UPLOAD_REQUEST,
@@ -111,7 +111,7 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
     @extend_schema(request=UPLOAD_REQUEST, responses={202: VersionSerializer})
     def post(self, request: Request, name: str) -> Response:
         self.check_allowed(name)
-        valid_name(name)
+        Adapter(name=name).clean_fields(exclude=["tenant", "base_model"])
         unknown = sorted(set(request.data) - set(request.FILES))
         if unknown:
             raise ValidationError({field: "Unknown; send files alone." for field in unknown})

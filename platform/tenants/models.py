@@ -6,7 +6,7 @@ from django.conf import settings
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 
-SLUG = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+SLUG = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
 
 
 class Tenant(models.Model):

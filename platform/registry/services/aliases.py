@@ -13,8 +13,10 @@ from registry.services.adapters import locked
 def move_alias(adapter: Adapter, name: str, version: int, *, expected: int | None, actor: Actor) -> Alias:
     """Point the alias to version number `version`, if it now points to `expected` (None: does not exist yet).
 
-    Raises AliasMoved, with where it points, and VersionNotReady for a version that is not there to be served.
+    Raises AliasMoved, with where it points, VersionNotReady for a version that is not there to be served, and
+    ValidationError for a name that makes no sense.
     """
+    Alias(name=name).clean_fields(exclude=["adapter", "version"])
     adapter = locked(adapter)
     alias = adapter.aliases.select_related("version").filter(name=name).first()
     current = alias.version.number if alias else None
@@ -27,7 +29,6 @@ def move_alias(adapter: Adapter, name: str, version: int, *, expected: int | Non
         return alias
     alias = alias or Alias(adapter=adapter, name=name)
     alias.version = target
-    alias.clean_fields()
     alias.save()
     action = Action.ALIAS_CREATED if current is None else Action.ALIAS_MOVED
     data = {"from": current, "to": version}

@@ -6,12 +6,10 @@ dropped. The store is content-addressed, so putting twice is putting once.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from django.conf import settings
@@ -19,22 +17,20 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from adapters.archive import unpack
 from adapters.base import BaseSpec
 from adapters.errors import Finding, Rejected
 from adapters.files import DROPPED
 from adapters.limits import DEFAULT
+from adapters.manifest import Manifest
+from adapters.store import Store
+from adapters.validation import Summary, validate
 from audit.models import Action
 from audit.services import SYSTEM, record
 from registry import quarantine
 from registry.models import PENDING, STABLE, Adapter, Alias, State, Version
 from registry.services.adapters import locked
 from registry.services.versions import enqueue_validation
-
-if TYPE_CHECKING:
-    from adapters.manifest import Manifest
-    from adapters.validation import Summary
-
-log = logging.getLogger(__name__)
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
 ATTEMPTS = 5
@@ -88,10 +84,6 @@ def _claim(version_id: UUID) -> Version | None:
 
 def _examine(version: Version) -> tuple[Summary, Manifest]:
     """Validate a copy of the files and put it into the store. Raises Rejected."""
-    from adapters.store import Store
-
-    from adapters.validation import validate
-
     files = quarantine.files_of(version.pk)
     if not files:
         raise Rejected.because("upload-lost", "The uploaded files are gone; upload them again.")
@@ -105,8 +97,6 @@ def _examine(version: Version) -> tuple[Summary, Manifest]:
 
 
 def _lay_out(files: list[Path], work: Path) -> None:
-    from adapters.archive import unpack
-
     if len(files) == 1 and files[0].name.lower().endswith(ARCHIVES):
         unpack(files[0], work, DEFAULT)
         return
