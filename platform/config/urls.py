@@ -1,11 +1,9 @@
 """Every URL's first segment and who answers it."""
 
-from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from config import health
-
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("healthz", health.live, name="healthz"),
@@ -18,5 +16,5 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v1/", include("audit.urls")),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
-    path("", admin.site.urls),
+    path("", include("console.urls")),
 ]

@@ -1,0 +1,167 @@
+"""What every page about a model shares: it shows, it never saves. Changes are verbs (`console.verbs`).
+
+Rows are the person's tenants' own; for an operator, everybody's.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, path, reverse
+from django.utils.http import urlencode
+
+from console.access import access_of
+from console.verbs import Verb
+
+if TYPE_CHECKING:
+    from django.contrib import admin
+
+    ModelAdmin = admin.ModelAdmin[Any]
+    TabularInline = admin.TabularInline[Any, Any]
+else:
+    from unfold.admin import ModelAdmin, TabularInline
+
+# Lookups that a caller could write something into which PostgreSQL refuses to parse.
+FRAGILE = ("regex", "iregex")
+
+
+class ConsoleAdmin(ModelAdmin):
+    """List and page of one model, read only.
+
+    `tenant_path` leads from a row to its tenant's id; None: the rows are the operators' alone. `adds` makes a new row;
+    `verbs` are what can be done to one. `icon` stands beside a search result.
+    """
+
+    tenant_path: ClassVar[str | None] = None
+    adds: ClassVar[type[Verb] | None] = None
+    verbs: ClassVar[tuple[type[Verb], ...]] = ()
+    icon: ClassVar[str] = ""
+
+    actions = None
+    list_per_page = 50
+    show_full_result_count = False
+    list_filter_submit = True
+    compressed_fields = True
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows, access = super().get_queryset(request), access_of(request)
+        if access.operator:
+            return rows
+        return rows.filter(**{f"{self.tenant_path}__in": access.tenants}) if self.tenant_path else rows.none()
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """One read per request: the page, its verbs and its permissions ask for the same row."""
+        seen = request.__dict__.setdefault("_console_objects", {})
+        key = (self.model, object_id, from_field)
+        if key not in seen:
+            seen[key] = super().get_object(request, object_id, from_field)
+        return seen[key]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        return [name for _, options in self.get_fieldsets(request, obj) for name in options["fields"]]
+
+    def tenant_of(self, obj: Any) -> Any:
+        if self.tenant_path is None:
+            return None
+        for part in self.tenant_path.split("__"):
+            obj = getattr(obj, part)
+        return obj
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        access = access_of(request)
+        if obj is None:
+            return access.operator or (self.tenant_path is not None and bool(access.roles))
+        return access.sees(self.tenant_of(obj))
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self.adds is not None and access_of(request).may_somewhere(self.adds.role)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        if lookup.rpartition("__")[2] in FRAGILE:
+            return False
+        return super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
+
+    def get_urls(self) -> list[URLPattern]:
+        verbs = [path(f"<path:object_id>/{verb.slug}/", verb.entry(self), name=self.name_of(verb)) for verb in self.verbs]
+        adds = [path("add/", self.adds.entry(self), name=f"{self._prefix}_add")] if self.adds else []
+        return [*verbs, *adds, *super().get_urls()]
+
+    def name_of(self, verb: type[Verb]) -> str:
+        return f"{self._prefix}_{verb.slug}"
+
+    def url_of(self, row: Model) -> str:
+        """The page of a row, of this model or of another that the console shows."""
+        return reverse(f"{self.admin_site.name}:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
+
+    def url_of_list(self) -> str:
+        return reverse(f"{self.admin_site.name}:{self._prefix}_changelist")
+
+    def missing(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """The answer for what is not there and for what is somebody else's: the same."""
+        return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        obj = kwargs.get("obj")
+        context["actions_detail"] = self._buttons(request, obj) if obj is not None else []
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        """What the audit chain says about this row; Django's own log is not kept."""
+        obj = self.get_object(request, object_id)
+        if obj is None:
+            return self.missing(request, object_id)
+        events = reverse(f"{self.admin_site.name}:audit_event_changelist")
+        return HttpResponseRedirect(f"{events}?{urlencode({'target__exact': self.target_of(obj)})}")
+
+    def target_of(self, obj: Any) -> str:
+        """How audit events name the row."""
+        return str(obj)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.opts.app_label}_{self.opts.model_name}"
+
+    def _buttons(self, request: HttpRequest, obj: Model) -> list[dict[str, Any]]:
+        """The verbs that this person may use on this row now, as unfold's buttons."""
+        access = access_of(request)
+        return [
+            {
+                "title": verb.title,
+                "icon": verb.icon,
+                "variant": "danger" if verb.danger else "default",
+                "attrs": {},
+                "path": reverse(f"{self.admin_site.name}:{self.name_of(verb)}", args=[obj.pk]),
+            }
+            for verb in self.verbs
+            if access.may(verb.role, self.tenant_of(obj)) and verb.applies(obj)
+        ]
+
+
+class ConsoleInline(TabularInline):
+    """Rows of a page's object, read only; whoever sees the page sees them."""
+
+    extra = 0
+    can_delete = False
+    show_change_link = True
+    per_page = 20
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return True
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -1,0 +1,83 @@
+"""Small pieces of HTML that several pages show. Everything passes through templates or `format_html`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.template.loader import render_to_string
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from apikeys.models import ApiKey
+from registry.models import State
+
+STATE_COLOURS = {
+    State.UPLOADED: "info",
+    State.VALIDATING: "info",
+    State.READY: "success",
+    State.REJECTED: "danger",
+    State.ARCHIVED: "default",
+}
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def badge(text: str, colour: str = "default") -> SafeString:
+    """`colour` is one of unfold's: success, info, warning, danger, primary, default."""
+    return render_to_string("unfold/helpers/label.html", {"text": text, "variant": colour})
+
+
+def badges(texts: Iterable[str], colour: str = "default") -> SafeString:
+    return render_to_string("console/badges.html", {"texts": list(texts), "colour": colour})
+
+
+def state(value: str) -> SafeString:
+    return badge(State(value).value, STATE_COLOURS[State(value)])
+
+
+def key_status(key: ApiKey) -> SafeString:
+    if key.revoked_at is not None:
+        return badge("revoked", "danger")
+    if key.is_live:
+        return badge("live", "success")
+    return badge("tenant inactive" if key.tenant and not key.tenant.active else "expired", "warning")
+
+
+def action(value: str) -> SafeString:
+    """An audit event's action, in the colour of what it means for what is served."""
+    match value.rpartition(":")[2]:
+        case "ready" | "created" | "issued":
+            colour = "success"
+        case "rejected" | "revoked" | "deleted":
+            colour = "danger"
+        case "changed" | "moved" | "rotated" | "archived":
+            colour = "warning"
+        case _:
+            colour = "default"
+    return badge(value, colour)
+
+
+def code(text: str) -> SafeString:
+    return format_html('<code class="ly-code">{}</code>', text) if text else SafeString("-")
+
+
+def short_digest(digest: str) -> SafeString:
+    """Enough of it to tell versions apart in a list; the whole as a tooltip."""
+    short = digest.removeprefix("sha256:")[:12]
+    return format_html('<code class="ly-code" title="{}">{}</code>', digest, short) if digest else SafeString("-")
+
+
+def size(count: int) -> str:
+    amount, unit = float(count), 0
+    while amount >= 1024 and unit < len(UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    return f"{count} bytes" if unit == 0 else f"{amount:.1f} {UNITS[unit]}"
+
+
+def pairs(value: Any) -> SafeString:
+    """Keys and values as a list; nested ones as they are."""
+    return render_to_string("console/pairs.html", {"pairs": value.items()}) if value else SafeString("-")
+
+
+def rank(summary: dict[str, Any]) -> str:
+    """The ranks that a version's summary tells, if it has one."""
+    low, high = summary.get("rank_min"), summary.get("rank_max")
+    return "-" if low is None else str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,82 @@
+"""The console's form fields, in unfold's clothes. Knows no app: a form narrows `row` to what its person may choose."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django import forms
+from django.contrib.admin.widgets import AutocompleteSelect
+from django.core.files.uploadedfile import UploadedFile
+from unfold import widgets
+
+from console.site import site
+
+Choices = Iterable[tuple[Any, str]]
+
+
+def text(**options: Any) -> forms.CharField:
+    return forms.CharField(widget=widgets.UnfoldAdminTextInputWidget(), **options)
+
+
+def number(**options: Any) -> forms.FloatField:
+    return forms.FloatField(widget=widgets.UnfoldAdminTextInputWidget(), **options)
+
+
+def switch(**options: Any) -> forms.BooleanField:
+    return forms.BooleanField(widget=widgets.UnfoldBooleanSwitchWidget(), required=False, **options)
+
+
+def secret(**options: Any) -> forms.CharField:
+    widget = widgets.UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"})
+    return forms.CharField(widget=widget, strip=False, **options)
+
+
+def one_of(choices: Choices, **options: Any) -> forms.ChoiceField:
+    return forms.ChoiceField(choices=list(choices), widget=widgets.UnfoldAdminSelectWidget(), **options)
+
+
+def number_of(choices: Choices = (), **options: Any) -> forms.TypedChoiceField:
+    widget = widgets.UnfoldAdminSelectWidget()
+    return forms.TypedChoiceField(choices=list(choices), coerce=int, empty_value=None, widget=widget, **options)
+
+
+def some_of(choices: Choices, **options: Any) -> forms.MultipleChoiceField:
+    widget = widgets.UnfoldAdminCheckboxSelectMultipleWidget()
+    return forms.MultipleChoiceField(choices=list(choices), widget=widget, **options)
+
+
+def row(foreign_key: Any, **options: Any) -> "forms.ModelChoiceField[Any]":
+    """A row of the model that the column points to, found by typing. Offers none until its queryset is set."""
+    none = foreign_key.remote_field.model._default_manager.none()
+    return forms.ModelChoiceField(queryset=none, widget=AutocompleteSelect(foreign_key, site), **options)
+
+
+def names(**options: Any) -> "Names":
+    return Names(widget=widgets.UnfoldAdminTextInputWidget(), required=False, **options)
+
+
+def files(**options: Any) -> "Files":
+    return Files(**options)
+
+
+class Names(forms.CharField):
+    """Names with commas or spaces between them, as a list."""
+
+    def clean(self, value: Any) -> Any:
+        return super().clean(value).replace(",", " ").split()
+
+
+class FilesInput(forms.FileInput):
+    allow_multiple_selected = True
+
+    def __init__(self) -> None:
+        super().__init__(attrs={"class": "ly-files"})
+
+
+class Files(forms.FileField):
+    """Any number of files from one input, as a list."""
+
+    widget = FilesInput
+
+    def clean(self, data: Any, initial: Any = None) -> Any:
+        given: list[UploadedFile] = data if isinstance(data, list) else [data] if data else []
+        return [super(Files, self).clean(file, initial) for file in given] or super().clean(None, initial)

@@ -1,0 +1,51 @@
+"""Audit events: what happened, when, to what and by whom. Read only, for everybody."""
+
+from django.contrib import admin
+from django.utils.safestring import SafeString
+from unfold.decorators import display
+
+from audit.models import Event
+from console import display as show
+from console import filters
+from console.base import ConsoleAdmin
+from console.site import site
+
+
+@admin.register(Event, site=site)
+class EventAdmin(ConsoleAdmin):
+    tenant_path = "tenant_id"
+    icon = "receipt_long"
+    list_display = ("created_at", "action_", "target", "actor", "tenant", "address")
+    list_display_links = ("created_at", "action_")
+    list_select_related = ("tenant",)
+    list_filter = (("action", filters.Choices), ("tenant", filters.Row), "actor_kind", "created_at")
+    search_fields = ("target", "actor_id", "address", "request_id")
+    search_help_text = "Target, actor, address or request id"
+    ordering = ("-id",)
+    fields = (
+        *("created_at", "action_", "target", "actor", "tenant", "address", "request_id", "data_"),
+        *("number", "previous_", "hash_"),
+    )
+
+    def target_of(self, obj: Event) -> str:
+        return obj.target
+
+    @display(description="Action", ordering="action")
+    def action_(self, event: Event) -> SafeString:
+        return show.action(event.action)
+
+    @display(description="Actor", ordering="actor_id")
+    def actor(self, event: Event) -> str:
+        return f"{event.actor_kind}:{event.actor_id}"
+
+    @display(description="Data")
+    def data_(self, event: Event) -> SafeString:
+        return show.pairs(event.data)
+
+    @display(description="Hash of the event before")
+    def previous_(self, event: Event) -> SafeString:
+        return show.code(event.previous)
+
+    @display(description="Hash")
+    def hash_(self, event: Event) -> SafeString:
+        return show.code(event.hash)

@@ -1,0 +1,185 @@
+"""Versions: uploaded through a form, judged by a worker, never edited."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
+from django.template.loader import render_to_string
+from django.utils.safestring import SafeString
+from django.views.decorators.csrf import csrf_exempt
+from unfold.decorators import display
+
+from audit.services import Actor
+from console import display as show
+from console import fields, filters
+from console.base import ConsoleAdmin
+from console.site import site
+from console.verbs import Verb, VerbForm
+from registry import services
+from registry.errors import UploadTooLarge
+from registry.models import STABLE, Adapter, State, Version
+from registry.quarantine import Incoming
+from tenants.models import Role
+
+FILES_HELP = (
+    "The two files that PEFT's save_pretrained writes, adapter_config.json and adapter_model.safetensors, "
+    "or one .zip or .tar.gz of them."
+)
+
+
+class Upload(VerbForm):
+    adapter = fields.row(Version._meta.get_field("adapter"))
+    files = fields.files(help_text=FILES_HELP)
+
+    def prepare(self) -> None:
+        mine = Adapter.objects.filter(tenant__in=self.access.tenants_as(Role.EDITOR))
+        self.fields["adapter"].queryset = mine.select_related("tenant")  # type: ignore[attr-defined]
+
+
+class UploadVersion(Verb):
+    slug, title, submit = "upload", "Upload a version", "Upload"
+    explains = "A worker looks at the files next; until it finds them fit, nothing is served from them."
+    role = Role.EDITOR
+    form_class = Upload
+
+    @classmethod
+    def entry(cls, admin: Any) -> Any:
+        """Files are read into the quarantine, so they are read only once it is known that a person of ours sends them.
+
+        The check for forgery reads the form; it stands inside, on the view that `admin_view` guards.
+        """
+        guarded = super().entry(admin)
+
+        @csrf_exempt
+        def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            if request.method == "POST" and admin.has_add_permission(request):
+                request.upload_handlers = [Incoming(request)]  # type: ignore[list-item]
+            try:
+                return guarded(request, *args, **kwargs)
+            except UploadTooLarge as error:
+                messages.error(request, str(error))
+                return HttpResponseRedirect(request.get_full_path())
+
+        return view
+
+    def get_initial(self) -> dict[str, Any]:
+        return {"adapter": self.request.GET["adapter"]} if "adapter" in self.request.GET else {}
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model:
+        return services.upload_version(form.cleaned_data["adapter"], form.cleaned_data["files"], actor=actor)
+
+    def done(self, row: Model) -> str:
+        return f"{row} is uploaded and waits for validation."
+
+
+class Expected(VerbForm):
+    """Carries where the alias pointed when the person looked, so that nobody undoes what they have not seen."""
+
+    expected = forms.IntegerField(required=False, widget=forms.HiddenInput)
+
+    def prepare(self) -> None:
+        stable = self.target.adapter.aliases.filter(name=STABLE).select_related("version").first()
+        self.initial = {"expected": stable.version.number if stable else None}
+
+
+class MakeStable(Verb):
+    slug, title, submit, icon = "make-stable", "Make stable", "Make this version stable", "verified"
+    explains = "Requests for the adapter's bare name are served by this version from now on."
+    role = Role.EDITOR
+    form_class = Expected
+
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return target.state == State.READY and not any(alias.name == STABLE for alias in target.aliases.all())
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model:
+        expected, number = form.cleaned_data["expected"], self.target.number
+        services.move_alias(self.target.adapter, STABLE, number, expected=expected, actor=actor)
+        return self.target  # type: ignore[no-any-return]
+
+    def done(self, row: Model) -> str:
+        return f"{row} is stable."
+
+
+class ArchiveVersion(Verb):
+    slug, title, submit, icon = "archive", "Archive", "Archive this version", "archive"
+    explains = "The version is taken out of service for good, also for those who ask for it by number or digest."
+    role = Role.EDITOR
+    danger = True
+
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return target.state == State.READY and not target.aliases.all()
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model:
+        return services.archive_version(self.target, actor=actor)
+
+    def done(self, row: Model) -> str:
+        return f"{row} is archived."
+
+
+@admin.register(Version, site=site)
+class VersionAdmin(ConsoleAdmin):
+    tenant_path = "adapter__tenant_id"
+    adds = UploadVersion
+    verbs = (MakeStable, ArchiveVersion)
+    icon = "inventory_2"
+    list_display = ("name", "state_", "aliases_", "digest_", "rank", "size_", "uploader", "created_at")
+    list_select_related = ("adapter__tenant",)
+    list_filter = (("state", filters.Choices), ("adapter__tenant", filters.Row), ("adapter", filters.Row))
+    search_fields = ("adapter__name", "adapter__tenant__slug", "digest")
+    ordering = ("-created_at",)
+    fields = (
+        *("adapter", "number", "state_", "aliases_", "findings_", "digest_whole", "summary_"),
+        *("size_", "uploader", "created_at", "changed_at"),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("adapter__tenant").prefetch_related("aliases")
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """What a version in this state has to say."""
+        absent = {
+            "findings_": obj is None or not obj.findings,
+            "digest_whole": obj is None or not obj.digest,
+            "summary_": obj is None or not obj.summary,
+        }
+        return [name for name in self.fields or () if not absent.get(str(name))]
+
+    @display(description="Version", ordering="adapter__name")
+    def name(self, version: Version) -> str:
+        return str(version)
+
+    @display(description="State", ordering="state")
+    def state_(self, version: Version) -> SafeString:
+        return show.state(version.state)
+
+    @display(description="Aliases")
+    def aliases_(self, version: Version) -> SafeString:
+        return show.badges([alias.name for alias in version.aliases.all()], "primary")
+
+    @display(description="Digest")
+    def digest_(self, version: Version) -> SafeString:
+        return show.short_digest(version.digest)
+
+    @display(description="Digest")
+    def digest_whole(self, version: Version) -> SafeString:
+        return show.code(version.digest)
+
+    @display(description="Rank")
+    def rank(self, version: Version) -> str:
+        return show.rank(version.summary)
+
+    @display(description="Size", ordering="size")
+    def size_(self, version: Version) -> str:
+        return show.size(version.size)
+
+    @display(description="Findings")
+    def findings_(self, version: Version) -> SafeString:
+        return render_to_string("console/findings.html", {"findings": version.findings})
+
+    @display(description="Summary")
+    def summary_(self, version: Version) -> SafeString:
+        return show.pairs(version.summary)

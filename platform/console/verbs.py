@@ -1,0 +1,135 @@
+"""A verb is one change a person makes: a form, who may send it, and the one service call that carries it out.
+
+Nothing is decided here. What a service refuses becomes an error on the form.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.views.generic import FormView
+
+from audit.services import Actor
+from console.access import Access, access_of, actor_of
+from tenants.errors import PlatformError
+from tenants.models import Role
+
+if TYPE_CHECKING:
+    from console.base import ConsoleAdmin
+
+    VerbView = FormView["VerbForm"]
+else:
+    VerbView = FormView
+
+
+class VerbForm(forms.Form):
+    """Knows the person's rights and the row, so that it offers no more than they may choose."""
+
+    def __init__(self, *args: Any, access: Access, target: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access = access
+        self.target = target
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Narrow the fields to this person and row."""
+
+
+class Verb(VerbView):
+    """`target` is the row that the verb is about; None for a verb that makes one.
+
+    `role` is what a member needs in the row's tenant; None: operators alone. `applies` says whether it makes sense for a row as it is.
+    """
+
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    submit: ClassVar[str]
+    icon: ClassVar[str] = ""
+    explains: ClassVar[str] = ""
+    role: ClassVar[Role | None] = None
+    danger: ClassVar[bool] = False
+    form_class = VerbForm
+    template_name = "console/verb.html"
+
+    admin: "ConsoleAdmin" = None  # type: ignore[assignment]  # `as_view` sets it
+    target: Any = None
+
+    @classmethod
+    def entry(cls, admin: "ConsoleAdmin") -> Callable[..., HttpResponseBase]:
+        """The view that a URL leads to."""
+        return admin.admin_site.admin_view(cls.as_view(admin=admin))
+
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return True
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model | HttpResponse:
+        """Call the service. Returns the row to go to, or the answer itself."""
+        raise NotImplementedError
+
+    def done(self, row: Model) -> str:
+        """What is said of the row afterwards."""
+        return f"{self.title}: {row}"
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        object_id = kwargs.get("object_id")
+        access = access_of(request)
+        request.current_app = self.admin.admin_site.name  # type: ignore[attr-defined]
+        if object_id is None:
+            allowed = access.may_somewhere(self.role)
+        else:
+            self.target = self.admin.get_object(request, object_id)
+            if self.target is None:
+                return self.admin.missing(request, object_id)
+            allowed = access.may(self.role, self.admin.tenant_of(self.target))
+        if not allowed:
+            raise PermissionDenied
+        if self.target is not None and not self.applies(self.target):
+            messages.error(request, f"“{self.title}” doesn't apply to {self.target} as it is now.")
+            return HttpResponseRedirect(self.admin.url_of(self.target))
+        return super().dispatch(request, *args, **kwargs)
+
+    def get_form_kwargs(self) -> dict[str, Any]:
+        return {**super().get_form_kwargs(), "access": access_of(self.request), "target": self.target}
+
+    def form_valid(self, form: VerbForm) -> HttpResponse:
+        try:
+            outcome = self.perform(form, actor_of(self.request))
+        except PlatformError as error:
+            form.add_error(error.param if error.param in form.fields else None, str(error))
+        except ValidationError as error:
+            _add(form, error)
+        else:
+            return outcome if isinstance(outcome, HttpResponse) else self._show(outcome)
+        return self.form_invalid(form)
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        site = self.admin.admin_site.each_context(self.request)
+        return super().get_context_data(
+            **{
+                **site,
+                "title": self.title,
+                "verb": self,
+                "model_admin": self.admin,
+                "object": self.target,
+                "back": self.admin.url_of(self.target) if self.target else self.admin.url_of_list(),
+                **kwargs,
+            }
+        )
+
+    def _show(self, row: Model) -> HttpResponse:
+        messages.success(self.request, self.done(row))
+        return HttpResponseRedirect(self.admin.url_of(row))
+
+
+def _add(form: VerbForm, error: ValidationError) -> None:
+    """A service's own validation, at the fields it is about, else on top."""
+    if not hasattr(error, "error_dict"):
+        form.add_error(None, error)
+        return
+    for name, errors in error.error_dict.items():
+        form.add_error(name if name in form.fields else None, errors)
