@@ -5,7 +5,9 @@ owners, prefixes or models.
 
     q                       [tokens, heads, dim], every sequence's new tokens, one after the other; any strides but
                             a unit one along dim, so transformers' transposed views go in as they are
-    key_cache, value_cache  [blocks, block_size, kv_heads, dim], one layer's; heads % kv_heads == 0 (GQA)
+    key_cache, value_cache  [blocks, block_size, kv_heads, dim], one layer's, of the same strides, a unit one along
+                            dim; heads % kv_heads == 0 (GQA). Read fastest when a block's tokens of one head lie
+                            together: [blocks, kv_heads, block_size, dim] in memory, `.transpose(1, 2)` of it here
     layout                  `Layout`: where each sequence's rows and blocks are; built once per step, for all layers
 
     layout = Layout.of(query_lengths=[1, 64], context_lengths=[33, 64], block_tables=[[4, 0, 7], [1, 2, 3, 5]],
@@ -113,14 +115,14 @@ def _attend_on_cpu(
 ) -> Tensor:
     native = library()
     strides = key_cache.stride()
-    if native is None or not (_served(q, key_cache, value_cache) and value_cache.stride() == strides):
+    alike = key_cache.shape == value_cache.shape and strides == value_cache.stride()
+    if native is None or not alike or not _served(q, key_cache, value_cache):
         return _attend_anywhere(
             q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, window, softcap
         )
     tokens, heads, dim = q.shape
     _, block_size, kv_heads, _ = key_cache.shape
     assert heads % kv_heads == 0
-    assert key_cache.shape == value_cache.shape
     assert key_cache.shape[3] == dim
     assert block_tables.is_contiguous()
     out = torch.empty((tokens, heads, dim))
@@ -176,22 +178,22 @@ def _attend_anywhere(
     )
 
 
-def _attend_nowhere(q: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+def _attend_nowhere(q: Tensor, _: Tensor, value_cache: Tensor, *rest: object) -> Tensor:
+    return q.new_empty((*q.shape[:2], value_cache.shape[3]))
 
 
 def _store_on_cpu(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     native = library()
     if native is None or not _served(key, value, key_cache, value_cache):
         return reference.store_kv(key, value, key_cache, value_cache, slots)
-    tokens, kv_heads, dim = key.shape
-    assert key_cache.shape[2:] == (kv_heads, dim)
+    tokens = key.shape[0]
     assert slots.shape == (tokens,)
     for rows, cache in ((key, key_cache), (value, value_cache)):
+        assert rows.shape == (tokens, *cache.shape[2:])
         native.store(
             *(rows.data_ptr(), rows.stride(0), rows.stride(1)),
             *(cache.data_ptr(), *cache.stride()[:3]),
-            *(slots.data_ptr(), tokens, kv_heads, dim, cache.shape[1]),
+            *(slots.data_ptr(), *rows.shape, cache.shape[1]),
         )
     return None
 

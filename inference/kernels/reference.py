@@ -37,7 +37,7 @@ def paged_attention(
     softcap: float = 0.0,
 ) -> Tensor:
     """Causal attention of each sequence's new tokens over its cached context; shapes as in `attention`."""
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = q.new_empty((*q.shape[:2], value_cache.shape[3]))
     block_size, kv_heads = key_cache.shape[1], key_cache.shape[2]
     group = q.shape[1] // kv_heads
     for i, context in enumerate(context_lengths):

@@ -42,6 +42,7 @@ class Segments:
     """Which rows of a step use which slot: row `starts[i]` up to `ends[i]` uses `slots[i]`. Built once per step.
 
     rows     how many rows the runs reach
+    highest  the largest slot, -1 for none
     address  of the C struct
     """
 
@@ -49,6 +50,7 @@ class Segments:
     ends: tuple[int, ...]
     slots: tuple[int, ...]
     rows: int = field(init=False, repr=False)
+    highest: int = field(init=False, repr=False)
     address: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class Segments:
         at, width = memory.buffer_info()[0], len(self.slots) * memory.itemsize
         native = CSegments(at, at + width, at + 2 * width, len(self.slots))
         object.__setattr__(self, "rows", max(self.ends, default=0))
+        object.__setattr__(self, "highest", max(self.slots, default=-1))
         object.__setattr__(self, "address", ctypes.addressof(native))
         object.__setattr__(self, "_memory", (memory, native))
         _segments[id(self)] = self
@@ -145,16 +148,15 @@ def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
 def _on_cpu(y: Tensor, x: Tensor, table_handle: int, segments_handle: int) -> None:
     table, segments = _tables[table_handle], _segments[segments_handle]
     native = library()
-    if native is None or y.dtype is not torch.float32 or x.dtype is not torch.float32 or y.stride(1) != 1:
+    (y_row, y_unit), (x_row, x_unit) = y.stride(), x.stride()
+    if native is None or y.dtype is not torch.float32 or x.dtype is not torch.float32 or y_unit != 1 or x_unit != 1:
         return reference.sgmm_(y, x, table.pairs, segments)
-    if x.stride(1) != 1:
-        x = x.contiguous()
     rows, inputs = x.shape
     assert inputs == table.inputs
     assert y.shape == (rows, table.outputs)
     assert segments.rows <= rows
-    assert max(segments.slots) < len(table.pairs)
-    native.sgmm(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), table.address, segments.address)
+    assert segments.highest < len(table.pairs)
+    native.sgmm(y.data_ptr(), y_row, x.data_ptr(), x_row, table.address, segments.address)
     return None
 
 

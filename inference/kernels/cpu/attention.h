@@ -16,16 +16,16 @@ constexpr int KEYS = 64, ROWS = 64;        // keys per tile, query rows per task
 constexpr int STRIPS = W == 16 ? 4 : 2;    // vectors per register tile
 constexpr int REGISTER_ROWS = W == 4 ? 2 : 4;
 constexpr int PACKED_FROM = 8;             // rows from which a copy of the values, contiguous, pays
-constexpr int64_t SERIAL_ATTENTION = 1 << 15;  // multiply-adds below which one thread does all
+constexpr int64_t SERIAL_ATTENTION = 1 << 17;  // multiply-adds, some 20 us; below it one thread does all
 
 struct Task {
   int32_t sequence, token, tokens, head, heads;  // tokens and heads: the rows of this task; head: the first, of q
 };
 
 struct Buffers {
-  float *q, *keys, *scores, *out, *values, *zeros, *top, *sum;
+  float *q, *keys, *scores, *out, *values, *rows, *top, *sum;
   static int64_t padded(int64_t dim) { return ceil_div(dim, W * STRIPS) * W * STRIPS; }
-  static int64_t size(int64_t dim) { return padded(dim) * (2 * ROWS + 2 * KEYS + 1) + KEYS * ROWS + 2 * ROWS; }
+  static int64_t size(int64_t dim) { return padded(dim) * (2 * ROWS + 2 * KEYS + W) + W * W + KEYS * ROWS + 2 * ROWS; }
   Buffers(float *memory, int64_t dim) {
     const int64_t wide = padded(dim);
     q = memory;
@@ -33,11 +33,41 @@ struct Buffers {
     keys = out + ROWS * wide;
     values = keys + KEYS * wide;
     scores = values + KEYS * wide;
-    zeros = scores + KEYS * ROWS;
-    top = zeros + wide;
+    rows = scores + KEYS * ROWS;
+    top = rows + W * (wide + W);
     sum = top + ROWS;
   }
 };
+
+// The blocks of one kv head of one sequence.
+struct Cached {
+  const Attention &a;
+  const int32_t *table;
+  int64_t head;
+  int64_t offset(int64_t at) const { return table[at / a.block_size] * a.block + at % a.block_size * a.token + head; }
+  void prefetch(int64_t at) const {
+    const int64_t from = offset(at);
+    for (int64_t d = 0; d < a.dim; d += 16) {
+      __builtin_prefetch(a.keys + from + d, 0, 2);
+      __builtin_prefetch(a.values + from + d, 0, 2);
+    }
+  }
+};
+
+// to[d * KEYS + i] = key `at + i`'s d for W keys, zeros from `end` on. Rows are copied first: heads of many tokens lie
+// powers of two apart, in the same few sets of the cache.
+INLINE void transpose_keys(const Cached &cached, int64_t at, int64_t end, float *copy, int64_t wide, float *to) {
+  const float *rows[W];
+  for (int i = 0; i < W; ++i) {
+    float *row = copy + i * (wide + W);
+    if (at + i < end)
+      memcpy(row, cached.a.keys + cached.offset(at + i), cached.a.dim * sizeof(float));
+    else
+      memset(row, 0, cached.a.dim * sizeof(float));
+    rows[i] = row;
+  }
+  transpose(rows, cached.a.dim, to, KEYS);
+}
 
 // scores[m][i] = q[m] . keys[:, i] for N * W keys
 template <int M, int N>
@@ -132,7 +162,7 @@ void attend_task(const Attention &a, const Task &task) {
   const int64_t queries = a.starts[task.sequence + 1] - a.starts[task.sequence];
   const int64_t first_at = a.contexts[task.sequence] - queries + task.token;  // position of the task's first token
   const int64_t kv_head = task.head / (a.heads / a.kv_heads);
-  const int32_t *table = a.tables + task.sequence * a.table_width;
+  const Cached cached{a, a.tables + task.sequence * a.table_width, kv_head * a.head};
 
   for (int r = 0; r < rows; ++r) {
     memcpy(buffer.q + r * wide,
@@ -142,29 +172,24 @@ void attend_task(const Attention &a, const Task &task) {
     buffer.sum[r] = 0;
   }
   memset(buffer.out, 0, rows * wide * sizeof(float));
-  memset(buffer.zeros, 0, wide * sizeof(float));
 
   const bool packed = rows >= PACKED_FROM || a.dim % W != 0;
   const int64_t end = first_at + task.tokens;
   const int64_t begin = a.window ? most(0, first_at - a.window + 1) / KEYS * KEYS : 0;
   for (int64_t tile = begin; tile < end; tile += KEYS) {
     const int count = (int)least(KEYS, end - tile), vectors = (int)ceil_div(count, W);
-    const float *keys[KEYS], *values[KEYS];
-    for (int i = 0; i < vectors * W; ++i) {
-      keys[i] = buffer.zeros;
-      if (i >= count) continue;
-      const int64_t at = tile + i;
-      const int64_t offset = table[at / a.block_size] * a.block + at % a.block_size * a.token + kv_head * a.head;
-      keys[i] = a.keys + offset;
-      values[i] = a.values + offset;
+    for (int n = 0; n < vectors; ++n) {
+      transpose_keys(cached, tile + n * W, end, buffer.rows, wide, buffer.keys + n * W);
+      for (int64_t next = tile + KEYS + n * W; next < least(tile + KEYS + n * W + W, end); ++next) cached.prefetch(next);
     }
-    for (int n = 0; n < vectors; ++n) transpose(keys + n * W, a.dim, buffer.keys + n * W, KEYS);
-    if (packed)
-      for (int i = 0; i < count; ++i) {
-        memcpy(buffer.values + i * wide, values[i], a.dim * sizeof(float));
-        memset(buffer.values + i * wide + a.dim, 0, (wide - a.dim) * sizeof(float));
-        values[i] = buffer.values + i * wide;
-      }
+    const float *values[KEYS];
+    for (int i = 0; i < count; ++i) {
+      values[i] = a.values + cached.offset(tile + i);
+      if (!packed) continue;
+      memcpy(buffer.values + i * wide, values[i], a.dim * sizeof(float));
+      memset(buffer.values + i * wide + a.dim, 0, (wide - a.dim) * sizeof(float));
+      values[i] = buffer.values + i * wide;
+    }
 
     int r = 0;
     for (; r + REGISTER_ROWS <= rows; r += REGISTER_ROWS)

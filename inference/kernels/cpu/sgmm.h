@@ -14,7 +14,7 @@ namespace {
 
 constexpr int TILE_ROWS = W == 16 ? 4 : 2;  // accumulators of a tile stay in registers
 constexpr int SHRINK_ROWS = 16, SHRINK_RANKS = 8, EXPAND_ROWS = 64, EXPAND_OUTPUTS = 256;
-constexpr int64_t SERIAL_WORK = 1 << 15;    // weights and multiply-adds below which a second thread costs more than it brings
+constexpr int64_t SERIAL_WORK = 1 << 17;  // some 20 us; below it a second thread costs more than it brings
 
 struct Job {
   const Pair *pair;
@@ -94,13 +94,15 @@ INLINE void add_outputs(float *y, int64_t ldy, const float *bridge, const float 
     }
 }
 
-template <int N>
-INLINE void expand_strip(float *y, int64_t ldy, const float *bridge, int64_t rows, const float *columns, int64_t rank,
-                         int last) {
-  int64_t row = 0;
-  for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
-    add_outputs<TILE_ROWS, N>(y + row * ldy, ldy, bridge + row * rank, columns, rank, last);
-  for (; row < rows; ++row) add_outputs<1, N>(y + row * ldy, ldy, bridge + row * rank, columns, rank, last);
+// M rows of all the tile's outputs, side by side in memory.
+template <int M>
+INLINE void expand_rows(float *y, int64_t ldy, const float *bridge, const float *columns, int64_t rank, int64_t outputs) {
+  constexpr int STRIPS = 4;
+  int64_t o = 0;
+  for (; o + STRIPS * W <= outputs; o += STRIPS * W)
+    add_outputs<M, STRIPS>(y + o, ldy, bridge, columns + o * rank, rank, W);
+  for (; o < outputs; o += W)
+    add_outputs<M, 1>(y + o, ldy, bridge, columns + o * rank, rank, (int)least(W, outputs - o));
 }
 
 // columns[r][i] = B[i, r] for the next W outputs (fewer: the rest repeat the first); `wide` holds them as floats.
@@ -123,24 +125,17 @@ INLINE void gather_columns(const T *b, int64_t rank, int outputs, float *wide, f
 template <typename T>
 void expand(float *y, int64_t ldy, int64_t outputs, const Job &job, const Tile &tile) {
   static thread_local Scratch scratch;
-  constexpr int STRIPS = 4;
-  const int64_t rank = job.pair->rank, rows = least(EXPAND_ROWS, job.rows - tile.row);
-  float *columns = scratch.get<float>((STRIPS + 1) * (rank + 1) * W), *wide = columns + STRIPS * rank * W;
-  const T *b = (const T *)job.pair->b;
-  const float *bridge = job.bridge + tile.row * rank;
-  y += (job.start + tile.row) * ldy;
-  int64_t o = tile.column;
-  const int64_t end = least(o + EXPAND_OUTPUTS, outputs);
-  for (; o + STRIPS * W <= end; o += STRIPS * W) {
-    for (int n = 0; n < STRIPS; ++n)
-      gather_columns(b + (o + n * W) * rank, rank, W, wide, columns + n * rank * W);
-    expand_strip<STRIPS>(y + o, ldy, bridge, rows, columns, rank, W);
-  }
-  for (; o < end; o += W) {
-    const int here = (int)least(W, end - o);
-    gather_columns(b + o * rank, rank, here, wide, columns);
-    expand_strip<1>(y + o, ldy, bridge, rows, columns, rank, here);
-  }
+  const int64_t rank = job.pair->rank, here = least(EXPAND_OUTPUTS, outputs - tile.column);
+  float *columns = scratch.get<float>((EXPAND_OUTPUTS + 2 * W) * (rank + 1)), *wide = columns + EXPAND_OUTPUTS * rank;
+  const T *b = (const T *)job.pair->b + tile.column * rank;
+  for (int64_t o = 0; o < here; o += W)
+    gather_columns(b + o * rank, rank, (int)least(W, here - o), wide, columns + o * rank);
+  y += job.start * ldy + tile.column;
+  int64_t row = tile.row;
+  const int64_t end = least(row + EXPAND_ROWS, job.rows);
+  for (; row + TILE_ROWS <= end; row += TILE_ROWS)
+    expand_rows<TILE_ROWS>(y + row * ldy, ldy, job.bridge + row * rank, columns, rank, here);
+  for (; row < end; ++row) expand_rows<1>(y + row * ldy, ldy, job.bridge + row * rank, columns, rank, here);
 }
 
 template <typename T> struct Pointee;
