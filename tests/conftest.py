@@ -263,8 +263,8 @@ def _running_engine(told: env.Env, model: Path) -> Iterator[str]:
     from config.stack import Stack
 
     command = Stack(told.model_copy(update={"base_model": str(model), "device": "cpu"})).engine
-    for folder in ("store", "cache"):
-        (told.home / folder).mkdir(exist_ok=True)
+    for folder in (told.home / "store", told.home / "cache", told.run):
+        folder.mkdir(exist_ok=True)
     with (told.home / "engine.log").open("wb") as log:
         process = command.popen(stdout=log, stderr=log)
     try:

@@ -1,13 +1,14 @@
-"""Reads what `demo/` carries: which adapter belongs to which tenant, and a first thing to ask. Knows files only."""
+"""Reads what `demo/` carries: whose adapters there are, and a first thing to ask one. Knows files and no tables."""
 
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from config.env import DEMO_MODEL, ROOT, Env
 
 ADAPTERS = ROOT / "demo" / "adapters"
-MODEL_NAME = "lorayard-demo"
+HELLO = "Hello!"
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Upload:
 
 @dataclass(frozen=True)
 class Call:
-    """Something to ask, and of whom."""
+    """A first thing to ask, of which model, and with whose key."""
 
+    tenant: str
     model: str
-    messages: list[dict[str, str]]
+    prompt: str
 
 
 def is_served(env: Env) -> bool:
@@ -33,18 +35,27 @@ def is_served(env: Env) -> bool:
     return Path(env.base_model) == DEMO_MODEL
 
 
-def uploads() -> tuple[Upload, ...]:
-    return ()
+def base_name(env: Env) -> str | None:
+    """What requests call the base model, where its source doesn't say."""
+    return str(_index()["base"]) if is_served(env) else None
 
 
-def first_call(env: Env, adapters: Sequence[str]) -> Call:
-    hello = [{"role": "user", "content": "Hello!"}]
-    return Call(model_name(env), hello)
+def uploads(env: Env) -> tuple[Upload, ...]:
+    """Nothing for another base model: the demo's adapters would not fit it."""
+    return tuple(
+        Upload(entry["tenant"], entry["adapter"], version["number"], ADAPTERS / version["path"])
+        for entry in (_index()["adapters"] if is_served(env) else ())
+        for version in sorted(entry["versions"], key=lambda version: int(version["number"]))
+    )
 
 
-def model_name(env: Env) -> str:
-    """What requests call the base model: a hub id, or a folder's last part."""
-    if is_served(env):
-        return MODEL_NAME
-    folder = Path(env.base_model)
-    return folder.resolve().name if folder.is_dir() else env.base_model
+def first_call(env: Env, tenant: str, base: str) -> Call:
+    """Of the tenant's first adapter, an input that it was not trained on; of the base model where there is none."""
+    for entry in _index()["adapters"] if is_served(env) else ():
+        if entry["tenant"] == tenant:
+            return Call(tenant, f"{tenant}/{entry['adapter']}", entry["samples"][0]["prompt"])
+    return Call(tenant, base, HELLO)
+
+
+def _index() -> dict[str, Any]:
+    return dict(json.loads((ADAPTERS / "index.json").read_text()))

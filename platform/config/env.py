@@ -40,7 +40,9 @@ Folder = Annotated[Path, PlainValidator(_folder)]
 class Env(BaseSettings):
     """What the platform is told from outside, with "unset" resolved."""
 
-    model_config = SettingsConfigDict(env_prefix="LORAYARD_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LORAYARD_", frozen=True, extra="ignore", env_ignore_empty=True, validate_default=False
+    )
 
     home: Folder = ROOT / "var"
     base_model: str = str(DEMO_MODEL)
@@ -52,11 +54,11 @@ class Env(BaseSettings):
     store_url: str = ""
     debug: bool = False
     database_pool: int = Field(default=0, ge=0, le=1000)  # connections that a process shares; 0: one per thread
-    database_url: str = Field(default="", validation_alias=AliasChoices("DATABASE_URL"))
-    redis_url: str = Field(default="", validation_alias=AliasChoices("REDIS_URL"))
-    secret_key: str = Field(default="", validation_alias=AliasChoices("SECRET_KEY"))
-    engine_secret: str = ""
-    pepper: str = ""
+    database_url: str = Field(default="", repr=False, validation_alias=AliasChoices("DATABASE_URL"))
+    redis_url: str = Field(default="", repr=False, validation_alias=AliasChoices("REDIS_URL"))
+    secret_key: str = Field(default="", repr=False, min_length=32, validation_alias=AliasChoices("SECRET_KEY"))
+    engine_secret: str = Field(default="", repr=False, min_length=32)
+    pepper: str = Field(default="", repr=False, min_length=32)
 
     own_engine: bool = False  # these three follow from the URLs; load() sets them whatever the environment says
     own_database: bool = False
@@ -178,6 +180,10 @@ def _make_secrets(path: Path) -> dict[str, str]:
 def _url(value: str, schemes: set[str], shape: str) -> str:
     """The value, if it is empty or a URL of one of these schemes."""
     parts = urlsplit(value)
+    try:
+        parts.port  # noqa: B018 - it is parsed when asked for
+    except ValueError:
+        raise ValueError("has a port that is no number up to 65535") from None
     if value and (parts.scheme not in schemes or not (parts.netloc or parts.path)):
         raise ValueError(f"must look like {shape}")
     return value

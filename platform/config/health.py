@@ -89,10 +89,13 @@ async def _answers(probe: Awaitable[bool]) -> bool:
 
 @sync_to_async
 def _database() -> bool:
-    connection.close_if_unusable_or_obsolete()
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
-        return bool(cursor.fetchone() == (1,))
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            return bool(cursor.fetchone() == (1,))
+    finally:
+        if not connection.in_atomic_block:  # there it is the caller's
+            connection.close()
 
 
 async def _redis() -> bool:

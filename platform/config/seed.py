@@ -43,8 +43,8 @@ def run(env: Env, say: Callable[[str], object]) -> None:
     credentials = accounts(env)
     _write(credentials_path(env), credentials)
     say(f"Describing the base model {env.base_model}")
-    register_base_model(env.base_model, demo.MODEL_NAME if demo.is_served(env) else None)
-    uploads = demo.uploads() if demo.is_served(env) else ()
+    register_base_model(env.base_model, demo.base_name(env))
+    uploads = demo.uploads(env)
     for number, upload in enumerate(uploads, 1):
         version = _uploaded(upload)
         if version.state in PENDING:

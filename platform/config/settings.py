@@ -4,9 +4,8 @@ import sys
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from django.core.exceptions import ImproperlyConfigured
-
 from config import env, logs
+from console.unfold import UNFOLD as UNFOLD  # noqa: PLC0414 - Django reads it here
 
 try:
     LORAYARD = env.load()
@@ -23,6 +22,7 @@ CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 OUR_APPS = ["config", "tenants", "apikeys", "audit", "registry", "jobs", "console", "gateway"]
 INSTALLED_APPS = [
     "unfold",
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -71,10 +71,6 @@ def _database(url: str, pool: int) -> dict[str, Any]:
     """Django's form of a PostgreSQL URL. The query's `host` wins, as in libpq: it is how a URL names a Unix socket."""
     parts = urlsplit(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    try:
-        port = parts.port
-    except ValueError:
-        raise ImproperlyConfigured("DATABASE_URL: the port is not a number") from None
     host = query.pop("host", "") or unquote(parts.hostname or "")
     return {
         "ENGINE": "django.db.backends.postgresql",
@@ -82,7 +78,7 @@ def _database(url: str, pool: int) -> dict[str, Any]:
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
         "HOST": host,
-        "PORT": query.pop("port", "") or (port or ""),
+        "PORT": query.pop("port", "") or (parts.port or ""),
         # Under ASGI a persistent connection would be one per thread, and outlive it: only a pool keeps them.
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
@@ -110,7 +106,6 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 
 STATIC_URL = "static/"
-STATIC_ROOT = LORAYARD.home / "static"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
@@ -154,8 +149,6 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api/v1",
 }
-
-UNFOLD = {"SITE_TITLE": "Lorayard", "SITE_HEADER": "Lorayard", "SITE_SYMBOL": "hub"}
 
 CELERY_BROKER_URL = LORAYARD.celery_broker
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

@@ -8,6 +8,7 @@ from typing import Any
 from config import demo
 from config.env import Env
 from config.seed import credentials_path
+from registry.models import BaseModel
 
 TENANT = "acme"
 READER = f'import json, sys; print(json.load(open(sys.argv[1]))["tenants"]["{TENANT}"]["api_key"])'
@@ -36,8 +37,9 @@ def text(env: Env) -> str:
     """Plaintext keys stay in the file: what is printed ends up in logs."""
     path = credentials_path(env)
     credentials: dict[str, Any] = json.loads(path.read_text())
-    call = demo.first_call(env, credentials["tenants"][TENANT]["adapters"])
-    body = {"model": call.model, "messages": call.messages, "temperature": 0, "max_tokens": 200}
+    call = demo.first_call(env, TENANT, BaseModel.objects.get(is_default=True).name)
+    messages = [{"role": "user", "content": call.prompt}]
+    body = {"model": call.model, "messages": messages, "temperature": 0, "max_tokens": 200}
     return TEXT.format(
         url=env.url,
         username=credentials["console"]["username"],
@@ -47,5 +49,5 @@ def text(env: Env) -> str:
         python=sys.executable,
         tenant=TENANT,
         model=call.model,
-        messages=call.messages,
+        messages=messages,
     )

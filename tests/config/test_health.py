@@ -1,0 +1,68 @@
+"""/healthz, /readyz and /metrics, with the real three behind them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.test import AsyncClient
+
+from config.health import EngineCollector
+from inference.client import Stats
+
+
+@pytest.fixture
+def nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that point to an engine and a Redis which are not there."""
+    changed: Mapping[str, Any] = {"engine_url": "unix:/nowhere/engine.sock", "redis_url": "unix:///nowhere/redis.sock"}
+    monkeypatch.setattr(settings, "LORAYARD", settings.LORAYARD.model_copy(update=changed))
+
+
+async def test_a_living_process_says_so_whatever_is_down(async_client: AsyncClient, nothing_else_runs: None) -> None:
+    answer = await async_client.get("/healthz")
+    assert answer.status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_ready_when_all_three_answer(async_client: AsyncClient, engine: str) -> None:
+    answer = await async_client.get("/readyz")
+    assert answer.json() == {"status": "ok", "database": "ok", "redis": "ok", "engine": "ok"}
+    assert answer.status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_what_is_down_is_named(async_client: AsyncClient, nothing_else_runs: None) -> None:
+    answer = await async_client.get("/readyz")
+    assert answer.json() == {"status": "down", "database": "ok", "redis": "down", "engine": "down"}
+    assert answer.status_code == 503
+    assert answer["Retry-After"] == "1"
+
+
+async def test_metrics_hold_the_engines_numbers(async_client: AsyncClient, engine: str) -> None:
+    text = (await async_client.get("/metrics")).content.decode()
+    assert "lorayard_engine_up 1.0" in text
+    assert "# TYPE lorayard_engine_steps_total counter" in text
+    assert "python_info" in text
+
+
+async def test_metrics_do_without_an_engine(async_client: AsyncClient, nothing_else_runs: None) -> None:
+    answer = await async_client.get("/metrics")
+    assert answer.status_code == 200
+    assert "lorayard_engine_up 0.0" in answer.content.decode()
+
+
+def test_steps_are_counted_by_the_adapters_in_their_batch() -> None:
+    stats = Stats({"running": 2.0}, {"steps_total": 7.0, "tokens_generated_total": 9.0}, {1: 4, 3: 3}, {2: 7})
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in EngineCollector(stats).collect()
+        for sample in family.samples
+    }
+    assert samples == {
+        ("lorayard_engine_up",): 1,
+        ("lorayard_engine_running",): 2,
+        ("lorayard_engine_tokens_generated_total",): 9,
+        ("lorayard_engine_steps_total", "1"): 4,
+        ("lorayard_engine_steps_total", "3"): 3,
+        ("lorayard_engine_steps_by_rows_total", "2"): 7,
+    }
