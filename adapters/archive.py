@@ -229,8 +229,11 @@ def _check_directory(stream: IO[bytes]) -> None:
         raise _damaged("it doesn't end as a zip file without comment does")
     if tail[:-_ZIP_END].startswith(b"PK\x06\x07"):
         raise _damaged("zip64 isn't taken, so use .tar.gz")
-    if int.from_bytes(end[12:16], "little") > 64 * KIB:
+    listing, position = struct.unpack("<II", end[12:20])
+    if listing > 64 * KIB:
         raise Rejected.because("too-many-members", "The archive lists too many members; pack the two files alone.")
+    if listing + position + _ZIP_END != size:
+        raise _damaged("its parts don't add up to its size")
 
 
 # --- tar.gz -----------------------------------------------------------------------------------------------------------

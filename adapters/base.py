@@ -84,9 +84,9 @@ def _config(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except OSError as error:
-        raise BaseModelMissing(f"No base model at {source}: {_first_line(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise BaseModelUnsupported(f"Transformers can't read the config of {source}: {_first_line(error)}") from error
+        raise BaseModelMissing(f"No base model at {source}: {_reason(error)}") from error
+    except Exception as error:  # a config class may raise anything on values that make no sense
+        raise BaseModelUnsupported(f"Transformers can't read the config of {source}: {_reason(error)}") from error
 
 
 def _require_files(folder: Path) -> None:
@@ -105,7 +105,7 @@ def _skeleton(source: str, config: Any) -> Any:
         with torch.device("meta"):
             return builder.from_config(config, trust_remote_code=False)
     except Exception as error:  # a constructor may raise anything on a config that makes no sense
-        reason = _first_line(error)
+        reason = _reason(error)
         raise BaseModelUnsupported(
             f"{source} isn't a causal language model that Transformers loads: {reason}"
         ) from error
@@ -143,5 +143,5 @@ def _tied(model: Any, text: Any) -> bool:
     return shared or bool(getattr(text, "tie_word_embeddings", False))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -20,10 +20,10 @@ SHOWN_FINDINGS = 200
 
 
 def printable(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """`text` with everything unprintable escaped and cut to `limit`: safe for logs, pages and PostgreSQL's jsonb."""
-    cut = text[:limit]
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
-    return escaped + "…" if len(text) > limit else escaped
+    """`text` with the middle cut out beyond `limit` and what is unprintable escaped: safe for logs, pages and jsonb."""
+    half = limit // 2
+    cut = text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Limits:
     alpha: float = 1e6
     patterns: int = 4_096
     pattern_length: int = 4_096
-    pattern_steps: int = 6_000_000
+    pattern_steps: int = 4_000_000
 
 
 DEFAULT = Limits()
