@@ -99,7 +99,8 @@ class Rotate(KeyView):
 
     @extend_schema(request=Rotation, responses={201: IssuedSerializer})
     def post(self, request: Request, pk: UUID) -> Response:
+        key = self.get_object()
         wanted = Rotation(data=request.data or {})
         wanted.is_valid(raise_exception=True)
         grace = timedelta(seconds=wanted.validated_data["grace_seconds"])
-        return self.issued(*services.rotate(self.get_object(), grace=grace, actor=self.actor, issuer=self.issuer))
+        return self.issued(*services.rotate(key, grace=grace, actor=self.actor, issuer=self.issuer))

@@ -30,7 +30,7 @@ from registry.serializers import (
 )
 
 READ_WRITE = {"GET": Scope.ADAPTERS_READ, "POST": Scope.ADAPTERS_WRITE}
-READ_CHANGE = {"GET": Scope.ADAPTERS_READ, "PUT": Scope.ADAPTERS_WRITE, "DELETE": Scope.ADAPTERS_WRITE}
+READ_DELETE = {"GET": Scope.ADAPTERS_READ, "DELETE": Scope.ADAPTERS_WRITE}
 
 M = TypeVar("M", bound=Model)
 
@@ -81,7 +81,7 @@ class Adapters(mixins.ListModelMixin, RegistryView[Adapter]):
 
 
 class OneAdapter(RegistryView[Adapter]):
-    scopes = READ_CHANGE
+    scopes = READ_DELETE
     serializer_class = AdapterSerializer
 
     def get(self, request: Request, name: str) -> Response:
@@ -155,7 +155,7 @@ class Aliases(mixins.ListModelMixin, RegistryView[Alias]):
 
 
 class OneAlias(RegistryView[Alias]):
-    scopes = READ_CHANGE
+    scopes = {**READ_DELETE, "PUT": Scope.ADAPTERS_WRITE}
     serializer_class = AliasSerializer
 
     def alias(self, alias: str) -> Alias:
@@ -169,9 +169,10 @@ class OneAlias(RegistryView[Alias]):
     @extend_schema(request=AliasMove)
     def put(self, request: Request, name: str, alias: str) -> Response:
         """Moves the alias from `expected` to `version`; 409 if it points elsewhere by now."""
+        adapter = self.adapter()
         wanted = AliasMove(data=request.data)
         wanted.is_valid(raise_exception=True)
-        moved = services.move_alias(self.adapter(), alias, **wanted.validated_data, actor=self.actor)
+        moved = services.move_alias(adapter, alias, **wanted.validated_data, actor=self.actor)
         return Response(AliasSerializer(moved).data)
 
     def delete(self, request: Request, name: str, alias: str) -> Response:

@@ -1,7 +1,5 @@
 """Serves tenants to operators."""
 
-from typing import Any
-
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status
@@ -65,8 +63,8 @@ class OneTenant(mixins.RetrieveModelMixin, Management[Tenant]):
 
     @extend_schema(request=TenantChanges, responses=TenantSerializer)
     def patch(self, request: Request, slug: str) -> Response:
+        tenant = self.get_object()
         wanted = TenantChanges(data=request.data)
         wanted.is_valid(raise_exception=True)
-        changes: dict[str, Any] = wanted.validated_data
-        tenant = services.change_tenant(self.get_object(), actor=self.actor, **changes)
+        tenant = services.change_tenant(tenant, actor=self.actor, **wanted.validated_data)
         return Response(TenantSerializer(tenant).data)
