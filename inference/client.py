@@ -3,6 +3,8 @@
 One client per event loop; it may be shared by any number of tasks of that loop.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,6 +156,10 @@ class Stats:
     steps_by_rows: Mapping[int, int] = field(default_factory=dict)
 
 
+RECONNECT = 0.5  # seconds, of which the wire's longest pause between two attempts is half
+DOWN = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
 class EngineClient:
     """An engine at `url` ("unix:/path" or "host:port"). Every method raises EngineError and nothing else of its own.
 
@@ -168,6 +174,7 @@ class EngineClient:
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """Started, then Deltas, then Finished. Closing the generator or cancelling its reader cancels the sequence."""
+        await self._reconnected()
         call = self._engine.Generate(_request(generation), metadata=self._metadata)
         finished = False
         try:
@@ -209,6 +216,12 @@ class EngineClient:
     async def close(self) -> None:
         """Cancels every call under way."""
         await self._channel.close(None)
+
+    async def _reconnected(self) -> None:
+        """Gives a broken connection RECONNECT seconds to come back, so that an engine just restarted is not missed."""
+        deadline = time.monotonic() + RECONNECT
+        while self._channel.get_state(try_to_connect=True) is DOWN and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     async def _call(self, method: Any, request: Any, timeout: float) -> Any:  # noqa: ASYNC109
         try:

@@ -6,7 +6,11 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Self
 
+import structlog
+
 from gateway import metrics
+
+log = structlog.get_logger(__name__)
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -34,6 +38,21 @@ class Exchange:
     @property
     def milliseconds(self) -> int:
         return round(1000 * (time.perf_counter() - self.started))
+
+    def end(self, status: int, *, complete: bool = True) -> None:
+        """Call once, when the last byte is out or (complete=False) the client has gone."""
+        metrics.REQUESTS.labels(self.route, str(status)).inc()
+        metrics.DURATION.labels(self.route).observe(self.milliseconds / 1000)
+        if not complete:
+            metrics.DISCONNECTS.labels(self.route).inc()
+        log.info(
+            "answered" if complete else "abandoned",
+            request_id=self.id,
+            route=self.route,
+            status=status,
+            milliseconds=self.milliseconds,
+            key=self.key,
+        )
 
     def token(self) -> None:
         """Call at each token; the first one is measured."""

@@ -70,6 +70,7 @@ class Run:
         self.usage = Usage()
         self._streams = streams
         self._choices = choices
+        self._counts = [0] * len(streams)
         self._merged = _merge(streams)
 
     @classmethod
@@ -93,10 +94,12 @@ class Run:
     async def events(self) -> AsyncIterator[Indexed]:
         """Every sequence's Deltas and its Finished, by the sequence's index. Raises EngineError."""
         async for index, event in self._merged:
-            if isinstance(event, Delta):
-                self.exchange.token()
-                self.usage.completion += len(event.tokens)
-                metrics.TOKENS.labels(self.exchange.route, "completion").inc(len(event.tokens))
+            match event:
+                case Delta():
+                    self.exchange.token()
+                    self._count(index, self._counts[index] + len(event.tokens))
+                case Finished():
+                    self._count(index, event.completion_tokens)
             if not isinstance(event, Started):
                 yield index, event
 
@@ -117,6 +120,12 @@ class Run:
         await self._merged.aclose()
         for stream in self._streams:
             await stream.aclose()
+
+    def _count(self, index: int, tokens: int) -> None:
+        """So many tokens has this sequence now. Counted as they come, so that a call which is cut short counts too."""
+        metrics.TOKENS.labels(self.exchange.route, "completion").inc(max(0, tokens - self._counts[index]))
+        self._counts[index] = tokens
+        self.usage.completion = sum(self._counts)
 
     async def _begin(self) -> None:
         try:

@@ -6,19 +6,19 @@ open stream. Here nothing stands between the socket and the view, and every fail
 
 import asyncio
 import io
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
-import structlog
 from django.core.exceptions import RequestAborted
 from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import URLResolver
 from django.urls.resolvers import RegexPattern
 
 from gateway import metrics
-from gateway.errors import BadRequest, BodyTimeout, TooLarge, translated
+from gateway.errors import ApiError, BadRequest, BodyTimeout, TooLarge, translated
 from gateway.exchange import Exchange
 from gateway.stream import EventStream
 from gateway.views import GatewayRequest
@@ -29,8 +29,8 @@ Scope = dict[str, Any]
 
 MAX_BODY = 8 * 2**20  # bytes
 BODY_TIMEOUT = 60  # seconds
+GONE = 499  # the status, in metrics and logs, of a call whose client left before it was answered
 
-log = structlog.get_logger(__name__)
 resolver = URLResolver(RegexPattern(r"^/v1/"), "gateway.urls")
 
 
@@ -46,83 +46,90 @@ class GatewayHandler(ASGIHandler):
         """Answers one request, and drops its work as soon as the client is gone."""
         exchange = Exchange.of(_header(scope, b"x-request-id"))
         try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                body = await self.read_body(receive)
+            body = await self.read_body(receive)
         except RequestAborted:
             return
-        except TimeoutError:
-            await self._send(exchange, BodyTimeout("The body took too long to arrive.").response(), send)
-        except TooLarge as error:
-            await self._send(exchange, error.response(), send)
+        except ApiError as error:
+            await self._answer(exchange, _ready(error.response()), send)
         else:
-            await self._while_connected(exchange, self._answer(exchange, scope, body, send), receive)
+            await _while_connected(self._answer(exchange, _respond(exchange, scope, body), send), receive)
 
     async def read_body(self, receive: Receive) -> io.BytesIO:
-        """Raises TooLarge beyond MAX_BODY bytes, RequestAborted when the client goes away."""
-        body = io.BytesIO()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise RequestAborted
-            if body.write(message.get("body", b"")) and body.tell() > MAX_BODY:
-                raise TooLarge(f"The body may have {MAX_BODY} bytes at most.")
-            if not message.get("more_body", False):
-                body.seek(0)
-                return body
-
-    async def _while_connected(self, exchange: Exchange, work: Awaitable[None], receive: Receive) -> None:
-        answer = asyncio.ensure_future(work)
-        gone = asyncio.create_task(_disconnect(receive))
+        """Raises TooLarge beyond MAX_BODY bytes, BodyTimeout, and RequestAborted when the client goes away."""
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not answer.done():
-                metrics.DISCONNECTS.labels(exchange.route).inc()
-            answer.cancel()
-            gone.cancel()
-            await asyncio.wait((answer, gone))
-        with suppress(asyncio.CancelledError):
-            answer.result()
+            async with asyncio.timeout(BODY_TIMEOUT):
+                return await _read(receive)
+        except TimeoutError:
+            raise BodyTimeout("The body took too long to arrive.") from None
 
-    async def _answer(self, exchange: Exchange, scope: Scope, body: io.BytesIO, send: Send) -> None:
-        response = await self._respond(exchange, scope, body)
+    async def _answer(self, exchange: Exchange, answer: Awaitable[HttpResponseBase], send: Send) -> None:
+        status, complete = GONE, False
         try:
+            response = await answer
+            status = response.status_code
             await self._send(exchange, response, send)
+            complete = True
+        finally:
+            exchange.end(status, complete=complete)
+
+    async def _send(self, exchange: Exchange, response: HttpResponseBase, send: Send) -> None:
+        response.headers["x-request-id"] = exchange.id
+        response.headers["openai-processing-ms"] = str(exchange.milliseconds)
+        if isinstance(response, HttpResponse):
+            response.headers["Content-Length"] = str(len(response.content))
+        try:
+            with metrics.OPEN.labels(exchange.route).track_inprogress():
+                await self.send_response(response, send)
         finally:
             if isinstance(response, EventStream):
                 await response.aclose()
 
-    async def _respond(self, exchange: Exchange, scope: Scope, body: io.BytesIO) -> HttpResponseBase:
-        """The view's answer. Whatever it raises becomes an answer too."""
-        try:
-            request = GatewayRequest(scope, body)
-            match = resolver.resolve(request.path_info)
-            exchange.route = match.view_name
-            request.exchange = exchange
-            response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
-            return response
-        except UnicodeDecodeError:
-            return BadRequest("The address is not valid.", code="unknown_url").response()
-        except Exception as error:
-            return translated(error).response()
 
-    async def _send(self, exchange: Exchange, response: HttpResponseBase, send: Send) -> None:
-        if not response.streaming:
-            response.headers["Content-Length"] = str(len(response.content))  # type: ignore[attr-defined]
-        response.headers["x-request-id"] = exchange.id
-        response.headers["openai-processing-ms"] = str(exchange.milliseconds)
-        metrics.REQUESTS.labels(exchange.route, str(response.status_code)).inc()
-        with metrics.OPEN.labels(exchange.route).track_inprogress():
-            await self.send_response(response, send)
-        metrics.DURATION.labels(exchange.route).observe(exchange.milliseconds / 1000)
-        log.info(
-            "answered",
-            request_id=exchange.id,
-            route=exchange.route,
-            status=response.status_code,
-            milliseconds=exchange.milliseconds,
-            key=exchange.key,
-        )
+async def _respond(exchange: Exchange, scope: Scope, body: io.BytesIO) -> HttpResponseBase:
+    """The view's answer. Whatever goes wrong becomes an answer too."""
+    try:
+        request = GatewayRequest(scope, body)
+        match = resolver.resolve(request.path_info)
+        exchange.route = match.view_name
+        request.exchange = exchange
+        response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
+        return response
+    except UnicodeDecodeError:
+        return BadRequest("The address is not valid.", code="unknown_url").response()
+    except Exception as error:
+        return translated(error).response()
+
+
+async def _ready(response: HttpResponseBase) -> HttpResponseBase:
+    return response
+
+
+async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Does the work, and cancels it when the client is gone first."""
+    answer = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        answer.cancel()
+        gone.cancel()
+        await asyncio.wait((answer, gone))
+    with suppress(asyncio.CancelledError):
+        answer.result()
+
+
+async def _read(receive: Receive) -> io.BytesIO:
+    body = io.BytesIO()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestAborted
+        body.write(message.get("body", b""))
+        if body.tell() > MAX_BODY:
+            raise TooLarge(f"The body may have {MAX_BODY} bytes at most.")
+        if not message.get("more_body", False):
+            body.seek(0)
+            return body
 
 
 async def _disconnect(receive: Receive) -> None:

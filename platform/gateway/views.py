@@ -1,6 +1,6 @@
 """Knows how a view is called (by its method, with a verified caller) and how JSON is sent; knows no endpoint."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
@@ -23,7 +23,7 @@ class GatewayRequest(ASGIRequest):
 
 
 View = Callable[Concatenate[GatewayRequest, Caller, P], Awaitable[HttpResponseBase]]
-Endpoint = Callable[..., Awaitable[HttpResponseBase]]  # as Django sees it
+Endpoint = Callable[..., Coroutine[Any, Any, HttpResponseBase]]  # as Django sees it
 
 
 def endpoint(method: str) -> Callable[[View[P]], Endpoint]:

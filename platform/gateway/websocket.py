@@ -9,13 +9,12 @@ response.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
-import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
 from pydantic_core import from_json, to_json
 
-from gateway import metrics
 from gateway.authentication import authenticate
 from gateway.errors import ApiError, BadRequest, Busy, Refused, TooLarge, translated
 from gateway.exchange import Exchange
@@ -25,19 +24,13 @@ from gateway.schemas import ResponsesRequest
 from gateway.stream import cut
 
 ROUTE = "responses.websocket"
-MAX_FRAME = 8 * 2**20  # characters
+MAX_FRAME = 4 * 2**20  # characters
 MAX_LANES = 16
 MAX_QUEUED = 8  # requests that wait in a lane
 REMEMBERED = 16  # responses
 
 POLICY_VIOLATION = 1008
 TOO_BIG = 1009
-
-log = structlog.get_logger(__name__)
-
-
-class Gone(Exception):
-    """The connection is closed; there is nobody left to tell."""
 
 
 class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -79,36 +72,25 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def tell(self, event: Data, lane: str | None) -> None:
         marked = event if lane is None else {**event, "stream_id": lane}
-        try:
+        with suppress(OSError, RuntimeError):  # the client has gone, and `websocket_disconnect` is on its way
             await self.send(text_data=to_json(marked, inf_nan_mode="null").decode())
-        except (OSError, RuntimeError):
-            raise Gone from None
 
     async def respond(self, event: Data, lane: str | None) -> None:
         """One response, from its first event to its last. A failure is an event too."""
         exchange = self._exchange()
-        status = 200
+        status, complete = 200, False
         try:
             await self._respond(exchange, event, lane)
-        except Gone:
-            metrics.DISCONNECTS.labels(ROUTE).inc()
+            complete = True
         except Exception as error:
             told = translated(error)
             status = told.status
             await self.tell(protocol_error(told), lane)
             if isinstance(error, Refused):
                 await self.close(POLICY_VIOLATION)
+            complete = True
         finally:
-            metrics.REQUESTS.labels(ROUTE, str(status)).inc()
-            metrics.DURATION.labels(ROUTE).observe(exchange.milliseconds / 1000)
-            log.info(
-                "answered",
-                request_id=exchange.id,
-                route=ROUTE,
-                status=status,
-                milliseconds=exchange.milliseconds,
-                key=exchange.key,
-            )
+            exchange.end(status, complete=complete)
 
     async def _respond(self, exchange: Exchange, event: Data, lane: str | None) -> None:
         """Raises what goes wrong before the first event; tells what goes wrong after it."""
@@ -124,8 +106,6 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             try:
                 async for told in shape.events(run):
                     await self.tell(told, lane)
-            except Gone:
-                raise
             except Exception as error:
                 failure = cut(run, error)
                 await self.tell(protocol_error(failure, shape.number), lane)
@@ -152,7 +132,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def _deny(self, exchange: Exchange, error: ApiError) -> None:
         """Answers the handshake with a status and the same body that HTTP gets."""
-        metrics.REQUESTS.labels(ROUTE, str(error.status)).inc()
+        exchange.end(error.status)
         if "websocket.http.response" not in self.scope.get("extensions", {}):
             await self.close()
             return

@@ -1,0 +1,148 @@
+"""An engine that goes away and comes back, under a web process of its own."""
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from config import env, processes
+from config.stack import Stack
+from inference.client import EngineClient
+from tests.gateway.conftest import Customer
+from tests.processes import free_port, wait_for
+
+Processes = list[tuple[processes.Command, subprocess.Popen[bytes]]]
+
+
+@dataclass
+class Fragile:
+    """A web process, and an engine that can be killed and started again."""
+
+    told: env.Env
+    customer: Customer
+    engine: subprocess.Popen[bytes] | None = None
+    log: Any = field(default=subprocess.DEVNULL)
+
+    def start_engine(self) -> None:
+        command = Stack(self.told).engine
+        self.engine = command.popen(stdout=self.log, stderr=self.log)
+        wait_for(lambda: asyncio.run(self._healthy()), 60, "the engine becoming healthy")
+
+    def kill_engine(self) -> None:
+        assert self.engine is not None
+        self.engine.kill()
+        self.engine.wait()
+
+    async def _healthy(self) -> bool:
+        client = EngineClient(self.told.engine_url, self.told.engine_secret)
+        try:
+            return await client.healthy()
+        finally:
+            await client.close()
+
+
+@pytest.fixture(scope="module")
+def fragile(
+    platform: Any, buyer: Customer, base_model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fragile]:
+    folder = tmp_path_factory.mktemp("fragile")
+    for name in ("store", "cache"):
+        (folder / name).mkdir()
+    port = free_port()
+    told = env.load().model_copy(
+        update={
+            "home": folder,
+            "base_model": str(base_model_folder),
+            "device": "cpu",
+            "port": port,
+            "store_url": f"file://{folder / 'store'}",
+            "engine_url": f"unix:{env.load().run / 'fragile.sock'}",
+        }
+    )
+    command = Stack(told).web
+    environment = {
+        **platform.environment,
+        "LORAYARD_ENGINE_URL": told.engine_url,
+        "LORAYARD_HOME": platform.environment["LORAYARD_HOME"],
+    }
+    web = processes.Command(command.name, command.argv, {**command.env, **environment}, cwd=command.cwd)
+    with (folder / "web.log").open("wb") as log:
+        process = web.popen(stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
+        made = Fragile(told, Customer(url, buyer.slug, buyer.key), log=log)
+        try:
+            wait_for(lambda: _answers(url), 60, "the web process answering")
+            made.start_engine()
+            yield made
+        finally:
+            processes.end(process, command.stop, 10)
+            if made.engine is not None:
+                made.kill_engine()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def ask(fragile: Fragile, model: str, **options: Any) -> Any:
+    options = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, **options}
+    return fragile.customer.openai.chat.completions.create(model=model, **options)
+
+
+@pytest.fixture
+def killed(fragile: Fragile) -> Iterator[Callable[[], None]]:
+    """killed(): ends the engine at once. It is there again after the test."""
+    yield fragile.kill_engine
+    fragile.start_engine()
+
+
+def test_without_an_engine_a_call_is_503_and_says_when_to_come_back(
+    fragile: Fragile, base_name: str, killed: Callable[[], None]
+) -> None:
+    killed()
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError) as refused:
+            ask(fragile, base_name, stream=stream)
+        assert refused.value.status_code == 503
+        assert refused.value.code == "engine_down"
+        assert int(refused.value.response.headers["retry-after"]) >= 1
+    with fragile.customer.openai.responses.connect() as connection:
+        connection.send({"type": "response.create", "model": base_name, "input": "x"})
+        told: Any = connection.recv()
+    assert (told.type, told.status, told.error.code) == ("error", 503, "engine_down")
+
+
+def test_the_next_request_after_its_restart_works(fragile: Fragile, base_name: str) -> None:
+    fragile.kill_engine()
+    with pytest.raises(openai.InternalServerError):
+        ask(fragile, base_name)
+    fragile.start_engine()
+    assert ask(fragile, base_name).choices
+
+
+def test_a_stream_that_loses_its_engine_ends_with_an_error(
+    fragile: Fragile, base_name: str, killed: Callable[[], None]
+) -> None:
+    stream = ask(fragile, base_name, stream=True, max_tokens=450, extra_body={"ignore_eos": True})
+    next(stream)
+    killed()
+    with pytest.raises(openai.APIError) as cut:
+        list(stream)
+    assert cut.value.code == "engine_down"
+
+
+def test_an_adapter_whose_files_are_gone_is_503_and_the_base_still_answers(fragile: Fragile, base_name: str) -> None:
+    """This engine's store is empty: what the registry knows cannot be loaded from it."""
+    with pytest.raises(openai.InternalServerError) as refused:
+        ask(fragile, "support")
+    assert (refused.value.status_code, refused.value.code) == (503, "adapter_missing")
+    assert ask(fragile, base_name).choices
