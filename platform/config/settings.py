@@ -165,6 +165,10 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_BEAT_SCHEDULE = {  # seconds
+    "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": 60.0},
+    "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
+}
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")
 
 LOGGING = logs.configure(human=sys.stderr.isatty())

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -16,7 +17,7 @@ from tenants.models import Tenant
 def sql(db: None) -> Callable[..., None]:
     """Runs SQL as the owner, triggers off."""
 
-    def run(statement: str, *parameters: object) -> None:
+    def run(statement: str, *parameters: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL session_replication_role = replica")
             cursor.execute(statement, parameters)

@@ -51,7 +51,7 @@ def peft_folders(tiny_base_model: Path, tmp_path_factory: pytest.TempPathFactory
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(tiny_base_model)
         config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        get_peft_model(model, config).save_pretrained(folder)
+        get_peft_model(model, config).save_pretrained(str(folder))
     return folders
 
 

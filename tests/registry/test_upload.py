@@ -24,6 +24,7 @@ from adapters.store import Store
 from audit.models import Event
 from audit.services import SYSTEM, verify
 from registry import quarantine
+from registry.errors import UploadTooLarge
 from registry.models import Adapter, Alias, BaseModel, State, Version
 from registry.services import ensure_adapter, upload_version, validate_version
 from tenants.models import Tenant
@@ -281,7 +282,7 @@ def test_the_service_counts_too_whatever_hands_it_the_files(
 ) -> None:
     monkeypatch.setattr(quarantine, "DEFAULT", Limits(total=10))
     adapter = ensure_adapter(acme, "support", actor=SYSTEM)
-    with pytest.raises(quarantine.UploadTooLarge):
+    with pytest.raises(UploadTooLarge):
         upload_version(adapter, [ContentFile(b"12345", CONFIG), ContentFile(b"123456", WEIGHTS)], actor=SYSTEM)
     assert left_behind() == set()
 
