@@ -199,8 +199,9 @@ def _unzip(stream: IO[bytes], target: _Target) -> None:
     _check_directory(stream)
     with zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
-            _check_kind(info)
-            if info.is_dir():
+            folder = info.orig_filename.endswith("/")
+            _check_kind(info, folder)
+            if folder:
                 target.pass_folder(info.orig_filename)
                 continue
             name = target.enter(info.orig_filename)
@@ -208,10 +209,10 @@ def _unzip(stream: IO[bytes], target: _Target) -> None:
                 target.take(name, member, info.file_size)
 
 
-def _check_kind(info: zipfile.ZipInfo) -> None:
+def _check_kind(info: zipfile.ZipInfo, folder: bool) -> None:
     if info.flag_bits & 1:
         raise Rejected.because("encrypted", "The archive is encrypted; upload it without a password.")
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFDIR if folder else stat.S_IFREG):
         raise _special(info.orig_filename)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _damaged("it uses a compression that isn't taken")

@@ -104,8 +104,10 @@ def test_a_member_with_another_name_is_refused(pack: Pack, name: str, rule: str,
 
 def test_a_name_with_a_nul_is_refused(tmp_path: Path) -> None:
     source = zipped(tmp_path / "a.zip", [*FILES.items(), ("README_md", b"{}")])
-    source.write_bytes(source.read_bytes().replace(b"README_md", b"README\0md"))
-    assert rules(source, tmp_path) == ("path",)
+    good = source.read_bytes()
+    for name in (b"README\0md", b"\0EADME_md"):
+        source.write_bytes(good.replace(b"README_md", name))
+        assert rules(source, tmp_path) == ("path",)
 
 
 @BOTH
