@@ -82,8 +82,8 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """Attend; returns [tokens, heads, dim], contiguous. The new tokens' keys and values must be stored before."""
-    out: Tensor = _attend(
+    """Attend; returns [tokens, heads, value dim], contiguous. The new tokens' keys and values must be stored before."""
+    return _attend(
         q,
         key_cache,
         value_cache,
@@ -94,95 +94,10 @@ def paged_attention(
         window,
         softcap,
     )
-    return out
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     """Copy key and value [tokens, kv_heads, dim], of any token and head stride, to `Layout.slots` of the caches."""
-    _store(key, value, key_cache, value_cache, slots)
-
-
-def _attend_on_cpu(
-    q: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    query_starts: Tensor,
-    context_lengths: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> Tensor:
-    native = library()
-    strides = key_cache.stride()
-    alike = key_cache.shape == value_cache.shape and strides == value_cache.stride()
-    if native is None or not alike or not _served(q, key_cache, value_cache):
-        return _attend_anywhere(
-            q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, window, softcap
-        )
-    tokens, heads, dim = q.shape
-    _, block_size, kv_heads, _ = key_cache.shape
-    assert heads % kv_heads == 0
-    assert key_cache.shape[3] == dim
-    assert block_tables.is_contiguous()
-    out = torch.empty((tokens, heads, dim))
-    native.attend(
-        CAttention(
-            out.data_ptr(),
-            q.data_ptr(),
-            q.stride(0),
-            q.stride(1),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
-            strides[0],
-            strides[1],
-            strides[2],
-            block_tables.data_ptr(),
-            block_tables.shape[1],
-            query_starts.data_ptr(),
-            context_lengths.data_ptr(),
-            context_lengths.shape[0],
-            heads,
-            kv_heads,
-            dim,
-            block_size,
-            scale,
-            window,
-            softcap,
-        )
-    )
-    return out
-
-
-def _attend_anywhere(
-    q: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    query_starts: Tensor,
-    context_lengths: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> Tensor:
-    return reference.paged_attention(
-        q,
-        key_cache,
-        value_cache,
-        block_tables,
-        query_starts=query_starts.tolist(),
-        context_lengths=context_lengths.tolist(),
-        scale=scale,
-        window=window,
-        softcap=softcap,
-    )
-
-
-def _attend_nowhere(q: Tensor, _: Tensor, value_cache: Tensor, *rest: object) -> Tensor:
-    return q.new_empty((*q.shape[:2], value_cache.shape[3]))
-
-
-def _store_on_cpu(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     native = library()
     if native is None or not _served(key, value, key_cache, value_cache):
         return reference.store_kv(key, value, key_cache, value_cache, slots)
@@ -198,24 +113,69 @@ def _store_on_cpu(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Te
     return None
 
 
-def _store_nowhere(*_: object) -> None:
-    """Shapes only: the op returns nothing."""
+def _attend(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    native = library()
+    strides = key_cache.stride()
+    alike = key_cache.shape == value_cache.shape and strides == value_cache.stride()
+    if native is None or not alike or not _served(q, key_cache, value_cache):
+        return reference.paged_attention(
+            q,
+            key_cache,
+            value_cache,
+            block_tables,
+            query_starts=query_starts.tolist(),
+            context_lengths=context_lengths.tolist(),
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
+    tokens, heads, dim = q.shape
+    _, block_size, kv_heads, _ = key_cache.shape
+    assert heads % kv_heads == 0
+    assert key_cache.shape[3] == dim
+    assert block_tables.is_contiguous()
+    out = torch.empty((tokens, heads, dim))
+    native.attend(
+        CAttention(
+            *(out.data_ptr(), q.data_ptr(), q.stride(0), q.stride(1)),
+            *(key_cache.data_ptr(), value_cache.data_ptr(), *strides[:3]),
+            *(block_tables.data_ptr(), block_tables.shape[1], query_starts.data_ptr(), context_lengths.data_ptr()),
+            *(context_lengths.shape[0], heads, kv_heads, dim, block_size),
+            *(scale, window, softcap),
+        )
+    )
+    return out
 
 
 def _served(*tensors: Tensor) -> bool:
-    return all(tensor.dtype is torch.float32 and tensor.stride(-1) == 1 for tensor in tensors)
+    return all(tensor.is_cpu and tensor.dtype is torch.float32 and tensor.stride(-1) == 1 for tensor in tensors)
 
 
+def _trace_attend(q: Tensor, _: Tensor, value_cache: Tensor, *rest: object) -> Tensor:
+    return q.new_empty((*q.shape[:2], value_cache.shape[3]))
+
+
+def _trace_store(*_: object) -> None:
+    """Shapes only: the op returns nothing."""
+
+
+# For graphs and traces; the engine calls the functions above, which saves the dispatcher's time (see `sgmm`).
 ops.define(
     "paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
     "Tensor context_lengths, float scale, int window, float softcap) -> Tensor"
 )
-ops.impl("paged_attention", _attend_on_cpu, "CPU")
-ops.impl("paged_attention", _attend_anywhere, "CUDA")
-ops.impl("paged_attention", _attend_nowhere, "Meta")
+ops.impl("paged_attention", _attend, "CompositeExplicitAutograd")
+ops.impl("paged_attention", _trace_attend, "Meta")
 ops.define("store_kv(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots) -> ()")
-ops.impl("store_kv", _store_on_cpu, "CPU")
-ops.impl("store_kv", reference.store_kv, "CUDA")
-ops.impl("store_kv", _store_nowhere, "Meta")
-_attend = torch.ops.lorayard.paged_attention.default
-_store = torch.ops.lorayard.store_kv.default
+ops.impl("store_kv", store_kv, "CompositeExplicitAutograd")
+ops.impl("store_kv", _trace_store, "Meta")
