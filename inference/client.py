@@ -86,6 +86,8 @@ class Generation:
     share: str = ""
     weight: float = 1.0
     salt: str = ""
+    priority: int = 0
+    start_within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +254,8 @@ def _request(generation: Generation) -> pb.GenerateRequest:
         share=generation.share,
         weight=generation.weight,
         salt=generation.salt,
+        priority=generation.priority,
+        start_within=generation.start_within,
     )
 
 

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import itertools
 import logging
+import math
 import os
 import signal
 import sys
@@ -142,7 +143,15 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         prompt = list(request.prompt)
         self._scheduler.admissible(prompt, sampling)
         return Sequence(
-            next(self._ids), prompt, sampling, request.digest, request.share, request.weight or 1.0, request.salt
+            next(self._ids),
+            prompt,
+            sampling,
+            request.digest,
+            request.share,
+            request.weight or 1.0,
+            request.salt,
+            request.priority,
+            time.monotonic() + request.start_within if request.start_within else math.inf,
         )
 
     def _open(self, sequence: Sequence) -> asyncio.Queue[Event]:

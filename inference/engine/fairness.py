@@ -6,7 +6,8 @@ share that comes back after idling is lifted to the smallest counter among the b
 """
 
 import heapq
-from collections import Counter, OrderedDict
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator
 
 from inference.engine.sequence import Sequence
@@ -14,18 +15,27 @@ from inference.engine.sequence import Sequence
 PROMPT_COST = 1.0
 OUTPUT_COST = 2.0  # a decoded token costs about twice a prefilled one, as in the paper
 
+Line = list[tuple[int, int, Sequence]]  # priority, arrival, who; sorted
+
 
 class FairQueue:
+    """Shares take turns; within a share the urgent go first (smaller priority), then by arrival."""
+
     def __init__(self) -> None:
-        self._waiting: dict[str, OrderedDict[int, Sequence]] = {}
+        self._lines: dict[str, Line] = {}
         self._served: dict[str, float] = {}
         self._present: Counter[str] = Counter()  # sequences of a share, waiting or running
+        self._waiting = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return self._waiting
 
     def waiting_of(self, share: str) -> int:
-        return len(self._waiting.get(share, ()))
+        return len(self._lines.get(share, ()))
+
+    def served(self, share: str) -> float:
+        """Service had so far, in prompt tokens per unit of weight; comparable between shares that are present."""
+        return self._served.get(share, 0.0)
 
     def join(self, sequence: Sequence) -> None:
         """A new request; its share is lifted if it was idle."""
@@ -34,22 +44,21 @@ class FairQueue:
             busy = [self._served[other] for other, count in self._present.items() if count]
             self._served[share] = max(self._served.get(share, 0.0), min(busy, default=0.0))
         self._present[share] += 1
-        self._line(sequence)[sequence.id] = sequence
+        self.push(sequence)
+
+    def push(self, sequence: Sequence) -> None:
+        """Into its share's line, at the place that its priority and arrival give it: a preempted one is soon next."""
+        insort(self._lines.setdefault(sequence.share, []), _place(sequence))
+        self._waiting += 1
 
     def leave(self, sequence: Sequence) -> None:
         """The request ended, wherever it was."""
         self._remove(sequence)
         self._present[sequence.share] -= 1
-        assert self._present[sequence.share] >= 0
         if not self._present[sequence.share]:
             del self._present[sequence.share]
-            self._forget_idle()
-
-    def push_front(self, sequence: Sequence) -> None:
-        """Back to waiting, as its share's next: a preempted sequence."""
-        line = self._line(sequence)
-        line[sequence.id] = sequence
-        line.move_to_end(sequence.id, last=False)
+            if not self._present:  # counters matter only between shares that are busy together
+                self._served.clear()
 
     def admit(self, sequence: Sequence) -> None:
         """Off the queue and into the batch; its prompt is paid for once."""
@@ -61,36 +70,32 @@ class FairQueue:
     def charge(self, sequence: Sequence, cost: float) -> None:
         self._served[sequence.share] += cost / sequence.weight
 
-    def served(self, share: str) -> float:
-        return self._served.get(share, 0.0)
-
     def in_order(self) -> Iterator[Sequence]:
         """Waiting sequences, the least served share's first, each share's in its line. May be admitted on the way."""
-        heads = []
-        for share, queue in self._waiting.items():
-            line = iter(list(queue.values()))
-            first = next(line, None)
-            if first is not None:
-                heads.append((self._served[share], first.id, first, line))
+        lines = [iter(tuple(line)) for line in self._lines.values()]
+        heads = [self._head(line, place) for line in lines if (place := next(line, None))]
         heapq.heapify(heads)
         while heads:
             _, _, sequence, line = heapq.heappop(heads)
             yield sequence
-            following = next(line, None)
-            if following is not None:
-                heapq.heappush(heads, (self._served[following.share], following.id, following, line))
+            if place := next(line, None):
+                heapq.heappush(heads, self._head(line, place))
 
-    def _line(self, sequence: Sequence) -> OrderedDict[int, Sequence]:
-        return self._waiting.setdefault(sequence.share, OrderedDict())
+    def _head(
+        self, line: Iterator[tuple[int, int, Sequence]], place: tuple[int, int, Sequence]
+    ) -> tuple[float, int, Sequence, Iterator[tuple[int, int, Sequence]]]:
+        sequence = place[2]
+        return self._served[sequence.share], sequence.id, sequence, line
 
     def _remove(self, sequence: Sequence) -> None:
-        queue = self._waiting.get(sequence.share)
-        if queue is not None:
-            queue.pop(sequence.id, None)
-            if not queue:
-                del self._waiting[sequence.share]
+        line = self._lines.get(sequence.share, [])
+        at = bisect_left(line, _place(sequence))
+        if at < len(line) and line[at][2] is sequence:
+            del line[at]
+            self._waiting -= 1
+            if not line:
+                del self._lines[sequence.share]
 
-    def _forget_idle(self) -> None:
-        """Idle shares' counters matter only while someone is busy below them; drop them all when nobody is."""
-        if not self._present:
-            self._served.clear()
+
+def _place(sequence: Sequence) -> tuple[int, int, Sequence]:
+    return sequence.priority, sequence.id, sequence

@@ -4,7 +4,9 @@
 cancelled and failed, and gives back what it held.
 """
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -107,7 +109,14 @@ Event = Begun | Token | Ended
 class Scheduler:
     """`stops`: the token ids that end an answer."""
 
-    def __init__(self, limits: Limits, blocks: BlockPool, slots: SlotPool, stops: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        blocks: BlockPool,
+        slots: SlotPool,
+        stops: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limits = limits
         self.blocks = blocks
         self.slots = slots
@@ -117,6 +126,7 @@ class Scheduler:
         self.events: list[Event] = []
         self.preemptions = 0
         self._stops = stops
+        self._clock = clock
 
     @property
     def context(self) -> int:
@@ -159,10 +169,13 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda sequence: sequence.remaining > 1):
             if sequence in self.running and budget:  # an earlier row's need may have preempted it
                 budget -= self._extend(sequence, budget, rows)
+        now = self._clock()
         for sequence in self.queue.in_order():
-            if not budget or len(self.running) >= self.limits.rows:
+            if now > sequence.start_by and not sequence.begun:
+                self.fail(sequence, EngineBusy("The request waited for its turn as long as it may."))
+            elif not budget or len(self.running) >= self.limits.rows:
                 break
-            if self._seat(sequence):
+            elif self._seat(sequence):
                 taken = self._extend(sequence, budget, rows, preempt=False)
                 if not taken:
                     self._unseat(sequence)
@@ -216,7 +229,7 @@ class Scheduler:
         self.running.remove(victim)
         rows[:] = [row for row in rows if row.sequence is not victim]
         self._unseat(victim)
-        self.queue.push_front(victim)
+        self.queue.push(victim)
         self.preemptions += 1
         return victim is not sequence
 

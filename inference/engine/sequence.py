@@ -1,5 +1,6 @@
 """Knows one request's tokens and how far they are computed; never how they are batched."""
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from random import Random
@@ -21,6 +22,8 @@ class Sequence:
     share: str = ""
     weight: float = 1.0
     salt: str = ""
+    priority: int = 0  # within its share, smaller goes first
+    start_by: float = math.inf  # on the engine's clock; not admitted by then, it fails
     tokens: list[int] = field(init=False)
     blocks: list[int] = field(default_factory=list)
     computed: int = 0

@@ -6,10 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from adapters.store import Store
 
 from adapters.base import BaseSpec
 from adapters.errors import Corrupt, Missing, Rejected
+from adapters.store import Store
 from inference.errors import AdapterMissing, AdapterUnavailable
 from inference.lora import weights
 from inference.lora.weights import AdapterWeights

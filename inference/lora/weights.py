@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from adapters.peft import pairs, read_config
 from safetensors import safe_open
 from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.header import read_header
+from adapters.peft import pairs, read_config
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,11 @@ class Bench:
     ids: Any = field(default_factory=itertools.count)
 
     def submit(self, prompt: int = 4, digest: str = "", share: str = "a", tokens: int = 4, **options: Any) -> Sequence:
-        salt = options.pop("salt", "")
-        weight = options.pop("weight", 1.0)
+        place = {name: options.pop(name) for name in ("salt", "weight", "priority", "start_by") if name in options}
         first = options.pop("first", 10)
         sampling = Sampling(max_tokens=tokens, temperature=0, **options)
         ids = [first + n for n in range(prompt)]
-        sequence = Sequence(next(self.ids), ids, sampling, digest, share, weight, salt)
+        sequence = Sequence(next(self.ids), ids, sampling, digest, share, **place)
         self.scheduler.admissible(sequence.prompt, sequence.sampling)
         self.engine.submit(sequence)
         return sequence
@@ -122,7 +121,7 @@ def bench() -> Callable[..., Bench]:
 
         pool = SlotPool(slots, echo, load, patience, lambda: now[0])
         bounds = Limits(**({"context": 64, "vocabulary": 3000, "rows": 8, "batch_tokens": 16} | limits))
-        scheduler = Scheduler(bounds, BlockPool(blocks, size), pool, frozenset([STOP]))
+        scheduler = Scheduler(bounds, BlockPool(blocks, size), pool, frozenset([STOP]), lambda: now[0])
         events: list[Event] = []
         engine = Engine(scheduler, echo, events.extend, check=True)
         return Bench(echo, engine, scheduler, pool, now, loads, events)

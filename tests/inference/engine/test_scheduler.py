@@ -260,3 +260,27 @@ def test_random_schedules_keep_the_laws_and_end_every_request(
             assert engine.tokens(sequence)[0] == first + offset
             assert len(engine.tokens(sequence)) == sequence.sampling.max_tokens
     assert engine.scheduler.blocks.leased == 0
+
+
+def test_an_urgent_request_overtakes_its_own_tenants_and_nobody_elses(bench: Callable[..., Any]) -> None:
+    engine = bench(rows=1)
+    engine.submit(share="acme")
+    engine.steps()
+    patient = [engine.submit(share="acme", tokens=1) for _ in range(3)]
+    stranger = engine.submit(share="globex", tokens=1)
+    urgent = engine.submit(share="acme", tokens=1, priority=-5)
+    engine.finish()
+    assert engine.begun()[1:] == [stranger, urgent, *patient]
+
+
+def test_a_request_that_may_not_wait_longer_is_told_so(bench: Callable[..., Any]) -> None:
+    engine = bench(rows=1)
+    running = engine.submit(tokens=30)
+    hurried, patient = engine.submit(start_by=1.0), engine.submit()
+    engine.steps(2)
+    assert engine.ended(hurried) is None
+    engine.now[0] = 1.5
+    engine.steps()
+    assert isinstance(engine.ended(hurried).error, EngineBusy)
+    engine.finish()
+    assert engine.ended(running).reason == engine.ended(patient).reason == "length"
