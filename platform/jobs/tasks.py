@@ -12,7 +12,7 @@ from registry import services as registry
 
 log = logging.getLogger(__name__)
 
-TIME_LIMIT = 10 * 60  # seconds; below registry.services.validation.STALE
+TIME_LIMIT = 5 * 60  # seconds; below registry.services.validation.STALE
 
 
 @shared_task(name="jobs.tasks.validate_version", acks_late=True, reject_on_worker_lost=True, time_limit=TIME_LIMIT)

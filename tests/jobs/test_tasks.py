@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from django.core.files import File
 from django.db import connection, transaction
@@ -60,12 +61,19 @@ def test_a_worker_makes_an_upload_ready_after_the_commit(
 
 @pytest.mark.django_db(transaction=True)
 def test_an_upload_stands_while_the_queue_is_down_and_is_validated_later(
-    acme: Tenant, worker: None, tiny_base_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    acme: Tenant,
+    worker: None,
+    tiny_base_model: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     register_base_model(str(tiny_base_model))
     with monkeypatch.context() as patch:
-        patch.setattr("registry.services.versions.TASK", "jobs.tasks.nobody_listens")
+        down = Celery(broker="redis://127.0.0.1:1/0", set_as_current=False)
+        patch.setattr("registry.services.versions.current_app", down)
         version = upload(acme, folder)
+    assert "Connection refused" in caplog.text
     Version.objects.filter(pk=version.pk).update(changed_at="2020-01-01T00:00:00Z")
     tasks.revalidate_stale.delay()
     wait_for(settled(version), 30, "validation")

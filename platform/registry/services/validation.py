@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -34,7 +33,7 @@ from registry.services.versions import enqueue_validation
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
 ATTEMPTS = 5
-STALE = timedelta(minutes=15)  # longer than the task's time limit
+STALE = timedelta(minutes=6)  # longer than the task's time limit
 FORGOTTEN = timedelta(hours=6)  # longer than any request that uploads
 
 
@@ -135,7 +134,7 @@ def _settle(version: Version, state: State, **content: object) -> bool:
     pending = Version.objects.filter(pk=version.pk, state__in=PENDING)
     won = pending.update(state=state, changed_at=timezone.now(), **content) == 1
     if won:
-        transaction.on_commit(partial(quarantine.discard, version.pk), robust=True)
+        transaction.on_commit(lambda: quarantine.discard(version.pk), robust=True)
     return won
 
 

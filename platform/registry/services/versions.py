@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 from celery import current_app
@@ -42,7 +41,7 @@ def upload_version(adapter: Adapter, files: Iterable[File[Any]], *, actor: Actor
                 Action.VERSION_UPLOADED, tenant=tenant, actor=actor, target=str(version), data={"size": version.size}
             )
             if enqueue:
-                transaction.on_commit(partial(enqueue_validation, version.id), robust=True)
+                transaction.on_commit(lambda: enqueue_validation(version.id), robust=True)
     except BaseException:
         quarantine.discard(version.id)
         raise
