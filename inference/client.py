@@ -77,6 +77,7 @@ class Generation:
     """One request. prompt: token ids. digest: of the adapter's version, "" is the base model.
 
     share: whose fair share pays. salt: the prefix cache's domain; sequences of different salts never share a block.
+    priority: within the share, smaller goes first. start_within: seconds; not begun by then, it fails as EngineBusy.
     """
 
     request_id: str
