@@ -38,7 +38,7 @@ class Access:
 
     def may(self, role: Role | None, tenant: UUID | None) -> bool:
         """`role` None is what operators alone may do."""
-        return self.operator or (tenant in self.roles and _reaches(self.roles[tenant], role))
+        return self.operator or (tenant is not None and _reaches(self.roles.get(tenant), role))
 
     def may_somewhere(self, role: Role | None) -> bool:
         return self.operator or any(_reaches(held, role) for held in self.roles.values())
@@ -71,5 +71,5 @@ def _read(user: Any) -> Access:
     return Access(roles={tenant: Role(role) for tenant, role in user.memberships.values_list("tenant_id", "role")})
 
 
-def _reaches(held: Role, needed: Role | None) -> bool:
-    return needed is not None and RANKS.index(held) >= RANKS.index(needed)
+def _reaches(held: Role | None, needed: Role | None) -> bool:
+    return held is not None and needed is not None and RANKS.index(held) >= RANKS.index(needed)

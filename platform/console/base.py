@@ -5,7 +5,8 @@ Rows are the person's tenants' own; for an operator, everybody's.
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.db.models import Model, QuerySet
+from django.db.models import Count, Model, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.http import urlencode
@@ -91,7 +92,9 @@ class ConsoleAdmin(ModelAdmin):
         return super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
 
     def get_urls(self) -> list[URLPattern]:
-        verbs = [path(f"<path:object_id>/{verb.slug}/", verb.entry(self), name=self.name_of(verb)) for verb in self.verbs]
+        verbs = [
+            path(f"<path:object_id>/{verb.slug}/", verb.entry(self), name=self.name_of(verb)) for verb in self.verbs
+        ]
         adds = [path("add/", self.adds.entry(self), name=f"{self._prefix}_add")] if self.adds else []
         return [*verbs, *adds, *super().get_urls()]
 
@@ -144,6 +147,12 @@ class ConsoleAdmin(ModelAdmin):
             for verb in self.verbs
             if access.may(verb.role, self.tenant_of(obj)) and verb.applies(obj)
         ]
+
+
+def counted(rows: QuerySet[Any], column: str) -> Coalesce:
+    """How many of `rows` point to a row by `column`: asked for the rows of one page, never joined for all."""
+    mine = rows.order_by().filter(**{column: OuterRef("pk")}).values(column)
+    return Coalesce(Subquery(mine.annotate(count_=Count("pk")).values("count_")), 0)
 
 
 class ConsoleInline(TabularInline):

@@ -91,10 +91,10 @@ def _resident(access: Access, residency: Residency) -> list[dict[str, Any]]:
     """The adapters on the device by the names that this person knows; a member is told of their own alone."""
     states = {adapter.digest: adapter for adapter in residency.adapters if adapter.state != "absent"}
     versions = _versions(access).filter(digest__in=states).select_related("adapter__tenant").order_by("created_at")
-    named = {version.digest: version for version in versions}
-    known = [{"state": states[digest], "version": version} for digest, version in named.items()]
-    strangers = [{"state": states[digest], "version": None} for digest in states if digest not in named]
-    return known + (strangers if access.operator else [])
+    known = [{"state": states[version.digest], "version": version} for version in versions]
+    named = {version.digest for version in versions}
+    nameless = [{"state": state, "version": None} for digest, state in states.items() if digest not in named]
+    return known + (nameless if access.operator else [])
 
 
 def _counts(access: Access) -> list[Count]:
@@ -111,7 +111,9 @@ def _counts(access: Access) -> list[Count]:
         Count("Tenants", tenants.count(), "domain", "admin:tenants_tenant_changelist"),
         Count("Adapters ready", ready, "tune", "admin:registry_adapter_changelist", f"of {adapters.count()}"),
         Count("Being validated", versions.filter(pending).count(), "hourglass_top", versions_url),
-        Count("Rejected", versions.filter(rejected).count(), "error", versions_url, "in 7 days", "?state__exact=rejected"),
+        Count(
+            "Rejected", versions.filter(rejected).count(), "error", versions_url, "in 7 days", "?state__exact=rejected"
+        ),
         Count("Keys live", keys.count(), "key", "admin:apikeys_apikey_changelist"),
     ]
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from django import forms
 from django.contrib.admin.widgets import AutocompleteSelect
-from django.core.files.uploadedfile import UploadedFile
-from unfold import widgets
+from unfold import widgets  # type: ignore[import-untyped]
 
 from console.site import site
 
@@ -19,6 +18,10 @@ def text(**options: Any) -> forms.CharField:
 
 def number(**options: Any) -> forms.FloatField:
     return forms.FloatField(widget=widgets.UnfoldAdminTextInputWidget(), **options)
+
+
+def email(**options: Any) -> forms.EmailField:
+    return forms.EmailField(widget=widgets.UnfoldAdminEmailInputWidget(), **options)
 
 
 def switch(**options: Any) -> forms.BooleanField:
@@ -47,7 +50,7 @@ def some_of(choices: Choices, **options: Any) -> forms.MultipleChoiceField:
 def row(foreign_key: Any, **options: Any) -> "forms.ModelChoiceField[Any]":
     """A row of the model that the column points to, found by typing. Offers none until its queryset is set."""
     none = foreign_key.remote_field.model._default_manager.none()
-    return forms.ModelChoiceField(queryset=none, widget=AutocompleteSelect(foreign_key, site), **options)
+    return forms.ModelChoiceField(queryset=none, widget=RowSelect(foreign_key, site), **options)
 
 
 def names(**options: Any) -> "Names":
@@ -56,6 +59,20 @@ def names(**options: Any) -> "Names":
 
 def files(**options: Any) -> "Files":
     return Files(**options)
+
+
+class RowSelect(AutocompleteSelect):
+    """Django's looks a chosen key up without asking whether it is one; an address or a form may hold anything."""
+
+    def optgroups(self, name: str, value: Any, attr: Any = None) -> Any:
+        return super().optgroups(name, [key for key in value if self._is_key(key)], attr)
+
+    def _is_key(self, key: Any) -> bool:
+        try:
+            self.field.remote_field.model._meta.pk.to_python(key)
+        except forms.ValidationError:
+            return False
+        return True
 
 
 class Names(forms.CharField):
@@ -78,5 +95,5 @@ class Files(forms.FileField):
     widget = FilesInput
 
     def clean(self, data: Any, initial: Any = None) -> Any:
-        given: list[UploadedFile] = data if isinstance(data, list) else [data] if data else []
+        given: list[Any] = data if isinstance(data, list) else [data] if data else []
         return [super(Files, self).clean(file, initial) for file in given] or super().clean(None, initial)

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter
-from unfold.contrib.filters.forms import AutocompleteDropdownForm
+from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter  # type: ignore[import-untyped]
+from unfold.contrib.filters.forms import AutocompleteDropdownForm  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from console.base import ConsoleAdmin

@@ -44,7 +44,7 @@ class ConsoleSite(AdminSite):
     index_template = "console/dashboard.html"
     final_catch_all_view = False  # an unknown path is a 404 for everybody, not a login page
 
-    def admin_view(self, view: View, cacheable: bool = False) -> View:
+    def admin_view(self, view: Any, cacheable: bool = False) -> Any:
         return guarded(super().admin_view(view, cacheable))
 
     def login(self, request: HttpRequest, extra_context: Any = None) -> Any:
@@ -90,7 +90,9 @@ class ConsoleSite(AdminSite):
             "execution_time": time.perf_counter() - started,
             "command_show_history": False,
         }
-        return TemplateResponse(request, "unfold/helpers/command_results.html", context, headers={"HX-Trigger": "search"})
+        return TemplateResponse(
+            request, "unfold/helpers/command_results.html", context, headers={"HX-Trigger": "search"}
+        )
 
     def _found(self, request: HttpRequest, term: str) -> Iterator[dict[str, str]]:
         for admin in self._registry.values():

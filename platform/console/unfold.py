@@ -51,7 +51,8 @@ NAVIGATION = [
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Lorayard",
     "SITE_HEADER": "Lorayard",
-    "SITE_SUBHEADER": "Adapters of many tenants, one batch",
+    "SITE_SUBHEADER": "Console",
+    "SITE_URL": None,
     "SITE_SYMBOL": "hub",
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": _favicon}],
     "SHOW_HISTORY": True,

@@ -42,7 +42,8 @@ class VerbForm(forms.Form):
 class Verb(VerbView):
     """`target` is the row that the verb is about; None for a verb that makes one.
 
-    `role` is what a member needs in the row's tenant; None: operators alone. `applies` says whether it makes sense for a row as it is.
+    `role` is what a member needs in the row's tenant; None: operators alone. `applies` says whether it makes sense for
+    the row as it is.
     """
 
     slug: ClassVar[str]
@@ -78,7 +79,7 @@ class Verb(VerbView):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         object_id = kwargs.get("object_id")
         access = access_of(request)
-        request.current_app = self.admin.admin_site.name  # type: ignore[attr-defined]
+        request.current_app = self.admin.admin_site.name
         if object_id is None:
             allowed = access.may_somewhere(self.role)
         else:
@@ -100,7 +101,7 @@ class Verb(VerbView):
         try:
             outcome = self.perform(form, actor_of(self.request))
         except PlatformError as error:
-            form.add_error(error.param if error.param in form.fields else None, str(error))
+            form.add_error(_place(form, error.param), str(error))
         except ValidationError as error:
             _add(form, error)
         else:
@@ -132,4 +133,9 @@ def _add(form: VerbForm, error: ValidationError) -> None:
         form.add_error(None, error)
         return
     for name, errors in error.error_dict.items():
-        form.add_error(name if name in form.fields else None, errors)
+        form.add_error(_place(form, name), errors)
+
+
+def _place(form: VerbForm, name: str | None) -> str | None:
+    """The field to tell at, if the person can see it."""
+    return name if name in form.fields and not form.fields[name].widget.is_hidden else None

@@ -3,17 +3,16 @@
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Count, Model, Q, QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
-from unfold.decorators import display
 
 from audit.services import Actor
 from console import display as show
 from console import fields, filters
-from console.base import ConsoleAdmin, ConsoleInline
+from console.base import ConsoleAdmin, ConsoleInline, counted
 from console.site import site
 from console.verbs import Verb, VerbForm
 from registry import services
@@ -89,23 +88,23 @@ class Versions(ConsoleInline):
     fields = readonly_fields = ("number_", "state_", "digest_", "rank", "size_", "created_at")
     verbose_name_plural = "Versions"
 
-    @display(description="Version")
+    @admin.display(description="Version")
     def number_(self, version: Version) -> str:
         return f"v{version.number}"
 
-    @display(description="State")
+    @admin.display(description="State")
     def state_(self, version: Version) -> SafeString:
         return show.state(version.state)
 
-    @display(description="Digest")
+    @admin.display(description="Digest")
     def digest_(self, version: Version) -> SafeString:
         return show.short_digest(version.digest)
 
-    @display(description="Rank")
+    @admin.display(description="Rank")
     def rank(self, version: Version) -> str:
         return show.rank(version.summary)
 
-    @display(description="Size")
+    @admin.display(description="Size")
     def size_(self, version: Version) -> str:
         return show.size(version.size)
 
@@ -117,7 +116,7 @@ class Aliases(ConsoleInline):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("version", "adapter__tenant")
 
-    @display(description="Version")
+    @admin.display(description="Version")
     def number(self, alias: Alias) -> str:
         return f"v{alias.version.number}"
 
@@ -137,14 +136,18 @@ class AdapterAdmin(ConsoleAdmin):
     fields = ("name", "tenant", "base_model", "id", "created_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        ready = Count("versions", filter=Q(versions__state=State.READY))
-        rows = super().get_queryset(request).select_related("tenant", "base_model")
-        return rows.annotate(ready_=ready, total_=Count("versions"))
+        versions = Version.objects.all()
+        counts = {
+            "ready_": counted(versions.filter(state=State.READY), "adapter"),
+            "total_": counted(versions, "adapter"),
+        }
+        rows: QuerySet[Any] = super().get_queryset(request).select_related("tenant", "base_model").annotate(**counts)
+        return rows
 
-    @display(description="Ready versions", ordering="ready_")
+    @admin.display(description="Ready versions", ordering="ready_")
     def ready(self, adapter: Any) -> int:
         return int(adapter.ready_)
 
-    @display(description="All versions", ordering="total_")
+    @admin.display(description="All versions", ordering="total_")
     def total(self, adapter: Any) -> int:
         return int(adapter.total_)

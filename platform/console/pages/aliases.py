@@ -6,7 +6,6 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
-from unfold.decorators import display
 
 from audit.services import Actor
 from console import fields, filters
@@ -73,10 +72,10 @@ class AliasAdmin(ConsoleAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("adapter__tenant", "version__adapter__tenant")
 
-    @display(description="Alias", ordering="name")
+    @admin.display(description="Alias", ordering="name")
     def alias(self, alias: Alias) -> str:
         return str(alias)
 
-    @display(description="Version", ordering="version__number")
+    @admin.display(description="Version", ordering="version__number")
     def number(self, alias: Alias) -> str:
         return f"v{alias.version.number}"

@@ -3,16 +3,15 @@
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Count, Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
-from unfold.decorators import display
 
 from console import display as show
 from console.access import access_of
-from console.base import ConsoleAdmin
+from console.base import ConsoleAdmin, counted
 from console.site import site
-from registry.models import BaseModel
+from registry.models import Adapter, BaseModel
 
 SHAPE = ("architecture", "context_length", "vocab_size", "hidden_size", "tied")
 
@@ -30,8 +29,8 @@ class BaseModelAdmin(ConsoleAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         access = access_of(request)
-        mine = Q() if access.operator else Q(adapters__tenant__in=access.tenants)
-        return BaseModel.objects.order_by("name").annotate(adapters_=Count("adapters", filter=mine))
+        adapters = Adapter.objects.all() if access.operator else Adapter.objects.filter(tenant__in=access.tenants)
+        return BaseModel.objects.order_by("name").annotate(adapters_=counted(adapters, "base_model"))
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [name for name in self.fields or () if name != "source" or access_of(request).operator]
@@ -40,19 +39,18 @@ class BaseModelAdmin(ConsoleAdmin):
         access = access_of(request)
         return access.operator or bool(access.roles)
 
-    @display(description="Architecture")
+    @admin.display(description="Architecture")
     def architecture(self, base: BaseModel) -> str:
         return str(base.spec.get("architecture", "-"))
 
-    @display(description="Adapters", ordering="adapters_")
+    @admin.display(description="Adapters", ordering="adapters_")
     def adapter_count(self, base: Any) -> int:
         return int(base.adapters_)
 
-    @display(description="Shape")
+    @admin.display(description="Shape")
     def shape(self, base: BaseModel) -> SafeString:
         return show.pairs({name: base.spec[name] for name in SHAPE if name in base.spec})
 
-    @display(description="Linears")
+    @admin.display(description="Linears")
     def linears(self, base: BaseModel) -> str:
         return f"{len(base.spec.get('linears', {}))} modules that an adapter may target"
-

@@ -2,7 +2,6 @@
 
 from django.contrib import admin
 from django.utils.safestring import SafeString
-from unfold.decorators import display
 
 from audit.models import Event
 from console import display as show
@@ -30,22 +29,22 @@ class EventAdmin(ConsoleAdmin):
     def target_of(self, obj: Event) -> str:
         return obj.target
 
-    @display(description="Action", ordering="action")
+    @admin.display(description="Action", ordering="action")
     def action_(self, event: Event) -> SafeString:
         return show.action(event.action)
 
-    @display(description="Actor", ordering="actor_id")
+    @admin.display(description="Actor", ordering="actor_id")
     def actor(self, event: Event) -> str:
         return f"{event.actor_kind}:{event.actor_id}"
 
-    @display(description="Data")
+    @admin.display(description="Data")
     def data_(self, event: Event) -> SafeString:
         return show.pairs(event.data)
 
-    @display(description="Hash of the event before")
+    @admin.display(description="Hash of the event before")
     def previous_(self, event: Event) -> SafeString:
         return show.code(event.previous)
 
-    @display(description="Hash")
+    @admin.display(description="Hash")
     def hash_(self, event: Event) -> SafeString:
         return show.code(event.hash)

@@ -10,7 +10,6 @@ from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.views.decorators.debug import sensitive_variables
-from unfold.decorators import display
 
 from apikeys import services
 from apikeys.models import ApiKey, Scope
@@ -29,7 +28,7 @@ HOURS = [(0, "At once"), (1, "In an hour"), (24, "In a day"), (168, "In a week")
 class NewKey(VerbForm):
     tenant = fields.row(ApiKey._meta.get_field("tenant"), required=False)
     name = fields.text(max_length=200, help_text="For whom or what the key is.")
-    scopes = fields.some_of(Scope.choices, initial=[Scope.INFERENCE])
+    scopes = fields.some_of([(scope, scope) for scope in Scope.values], initial=[Scope.INFERENCE])
     adapters = fields.names(help_text="Names of the adapters that it may use, with spaces between; none: all.")
     expires = fields.number_of(DAYS, required=False)
 
@@ -39,7 +38,7 @@ class NewKey(VerbForm):
             self.fields["tenant"].help_text = "None for an operator's key, whose one scope is “platform”."
         else:
             self.fields["tenant"].required = True
-            mine = [choice for choice in Scope.choices if choice[0] != Scope.PLATFORM]
+            mine = [(scope, scope) for scope in Scope.values if scope != Scope.PLATFORM]
             self.fields["scopes"].choices = mine  # type: ignore[attr-defined]
 
 
@@ -134,18 +133,18 @@ class ApiKeyAdmin(ConsoleAdmin):
     def target_of(self, obj: ApiKey) -> str:
         return f"key:{obj.pk}"
 
-    @display(description="Begins with", ordering="prefix")
+    @admin.display(description="Begins with", ordering="prefix")
     def prefix_(self, key: ApiKey) -> SafeString:
         return show.code(f"ly_{key.prefix}_…")
 
-    @display(description="Status")
+    @admin.display(description="Status")
     def status(self, key: ApiKey) -> SafeString:
         return show.key_status(key)
 
-    @display(description="Scopes")
+    @admin.display(description="Scopes")
     def scopes_(self, key: ApiKey) -> SafeString:
         return show.badges(key.scopes)
 
-    @display(description="Adapters")
+    @admin.display(description="Adapters")
     def adapters_(self, key: ApiKey) -> str:
         return ", ".join(key.adapters) or "all"

@@ -2,13 +2,10 @@
 
 from typing import Any
 
-from django import forms
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
-from unfold.decorators import display
-from unfold.widgets import UnfoldAdminEmailInputWidget
 
 from audit.services import Actor
 from console import accounts, fields
@@ -20,13 +17,9 @@ from tenants.models import Member
 OPERATOR_HELP = "Sees and does everything, for every tenant."
 
 
-def _email() -> forms.EmailField:
-    return forms.EmailField(required=False, widget=UnfoldAdminEmailInputWidget())
-
-
 class NewAccount(VerbForm):
     username = fields.text(max_length=150)
-    email = _email()
+    email = fields.email(required=False)
     password = fields.secret()
     operator = fields.switch(help_text=OPERATOR_HELP)
 
@@ -41,7 +34,7 @@ class CreateAccount(Verb):
 
 
 class AccountChanges(VerbForm):
-    email = _email()
+    email = fields.email(required=False)
     is_active = fields.switch(label="May log in")
     is_superuser = fields.switch(label="Operator", help_text=OPERATOR_HELP)
 
@@ -97,6 +90,6 @@ class AccountAdmin(ConsoleAdmin):
     def target_of(self, obj: Any) -> str:
         return f"user:{obj.pk}"
 
-    @display(description="Operator", boolean=True, ordering="is_superuser")
+    @admin.display(description="Operator", boolean=True, ordering="is_superuser")
     def operator(self, user: Any) -> bool:
         return bool(user.is_superuser)

@@ -4,17 +4,17 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.auth import get_user_model
-from django.db.models import Count, Model, QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.http import urlencode
-from unfold.decorators import display
 
 from audit.services import Actor
 from console import fields
-from console.base import ConsoleAdmin, ConsoleInline
+from console.base import ConsoleAdmin, ConsoleInline, counted
 from console.site import site
 from console.verbs import Verb, VerbForm
+from registry.models import Adapter
 from tenants import services
 from tenants.models import Member, Role, Tenant
 
@@ -113,14 +113,17 @@ class TenantAdmin(ConsoleAdmin):
     fields = ("slug", "name", "active", "weight", "id", "created_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).annotate(
-            adapters_=Count("adapters", distinct=True), members_=Count("members", distinct=True)
-        )
+        counts = {
+            "adapters_": counted(Adapter.objects.all(), "tenant"),
+            "members_": counted(Member.objects.all(), "tenant"),
+        }
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(**counts)
+        return rows
 
-    @display(description="Adapters", ordering="adapters_")
+    @admin.display(description="Adapters", ordering="adapters_")
     def adapter_count(self, tenant: Any) -> int:
         return int(tenant.adapters_)
 
-    @display(description="Members", ordering="members_")
+    @admin.display(description="Members", ordering="members_")
     def member_count(self, tenant: Any) -> int:
         return int(tenant.members_)

@@ -9,7 +9,6 @@ from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_exempt
-from unfold.decorators import display
 
 from audit.services import Actor
 from console import display as show
@@ -31,7 +30,7 @@ FILES_HELP = (
 
 class Upload(VerbForm):
     adapter = fields.row(Version._meta.get_field("adapter"))
-    files = fields.files(help_text=FILES_HELP)
+    files = fields.files(help_text=FILES_HELP)  # type: ignore[assignment]  # the form's own name for it is another thing
 
     def prepare(self) -> None:
         mine = Adapter.objects.filter(tenant__in=self.access.tenants_as(Role.EDITOR))
@@ -55,7 +54,7 @@ class UploadVersion(Verb):
         @csrf_exempt
         def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if request.method == "POST" and admin.has_add_permission(request):
-                request.upload_handlers = [Incoming(request)]  # type: ignore[list-item]
+                request.upload_handlers = [Incoming(request)]
             try:
                 return guarded(request, *args, **kwargs)
             except UploadTooLarge as error:
@@ -148,38 +147,38 @@ class VersionAdmin(ConsoleAdmin):
         }
         return [name for name in self.fields or () if not absent.get(str(name))]
 
-    @display(description="Version", ordering="adapter__name")
+    @admin.display(description="Version", ordering="adapter__name")
     def name(self, version: Version) -> str:
         return str(version)
 
-    @display(description="State", ordering="state")
+    @admin.display(description="State", ordering="state")
     def state_(self, version: Version) -> SafeString:
         return show.state(version.state)
 
-    @display(description="Aliases")
+    @admin.display(description="Aliases")
     def aliases_(self, version: Version) -> SafeString:
         return show.badges([alias.name for alias in version.aliases.all()], "primary")
 
-    @display(description="Digest")
+    @admin.display(description="Digest")
     def digest_(self, version: Version) -> SafeString:
         return show.short_digest(version.digest)
 
-    @display(description="Digest")
+    @admin.display(description="Digest")
     def digest_whole(self, version: Version) -> SafeString:
         return show.code(version.digest)
 
-    @display(description="Rank")
+    @admin.display(description="Rank")
     def rank(self, version: Version) -> str:
         return show.rank(version.summary)
 
-    @display(description="Size", ordering="size")
+    @admin.display(description="Size", ordering="size")
     def size_(self, version: Version) -> str:
         return show.size(version.size)
 
-    @display(description="Findings")
+    @admin.display(description="Findings")
     def findings_(self, version: Version) -> SafeString:
         return render_to_string("console/findings.html", {"findings": version.findings})
 
-    @display(description="Summary")
+    @admin.display(description="Summary")
     def summary_(self, version: Version) -> SafeString:
         return show.pairs(version.summary)

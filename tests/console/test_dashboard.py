@@ -1,0 +1,48 @@
+"""The first page: its numbers, and the engine's panel with a real engine, a dead one, and one that hangs."""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.test import Client
+
+from config.env import Env
+
+from .conftest import Yard
+
+
+def counts(client: Client) -> dict[str, int]:
+    return {count.title: count.value for count in client.get("/").context["counts"]}
+
+
+def test_it_counts_everybody_s_for_an_operator_and_a_member_s_own_for_a_member(
+    desk: Client, member_of: Callable[..., Client], ours: Yard, strangers: Yard
+) -> None:
+    everything = {"Tenants": 2, "Adapters ready": 2, "Being validated": 2, "Rejected": 2, "Keys live": 2}
+    assert counts(desk) == everything
+    assert counts(member_of(ours.tenant)) == {title: 1 for title in everything}
+
+
+def test_it_asks_the_database_a_bounded_number_of_times(
+    desk: Client, ours: Yard, strangers: Yard, django_assert_max_num_queries: Any
+) -> None:
+    with django_assert_max_num_queries(12):
+        desk.get("/")
+
+
+def test_an_engine_that_is_down_is_said_so_at_once(desk: Client) -> None:
+    started = time.monotonic()
+    page = desk.get("/engine/")
+    assert page.status_code == 200
+    assert "does not answer" in page.content.decode()
+    assert time.monotonic() - started < 5
+
+
+def test_an_engine_that_hangs_costs_no_more_than_the_page_s_patience(desk: Client, settings: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env: Env = settings.LORAYARD
+        settings.LORAYARD = env.model_copy(update={"engine_url": f"127.0.0.1:{silent.getsockname()[1]}"})
+        started = time.monotonic()
+        assert "does not answer" in desk.get("/engine/").content.decode()
+        assert time.monotonic() - started < 5
