@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard inference/kernels/cpu/*)
-SOURCES := adapters benchmarks demo inference platform tests manage.py
+SOURCES := adapters benchmarks demo docker inference platform tests manage.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -17,7 +17,7 @@ console: Any = get_asgi_application()
 from channels.routing import URLRouter  # noqa: E402 - apps must be loaded first
 from django.urls import re_path  # noqa: E402
 
-from gateway import engine  # noqa: E402
+from gateway import lifespan  # noqa: E402
 from gateway.handler import application as data_plane  # noqa: E402
 from gateway.routing import websocket_urlpatterns  # noqa: E402
 
@@ -39,10 +39,11 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.shutdown":
-            await engine.close()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
+            await lifespan.end()
+            await send({"type": "lifespan.shutdown.complete"})
             return
+        lifespan.begin()
+        await send({"type": "lifespan.startup.complete"})
 
 
 nowhere: Any = _no_such_socket

@@ -8,6 +8,7 @@ from typing import Any
 from config.env import DEMO_MODEL, ROOT, Env
 
 ADAPTERS = ROOT / "demo" / "adapters"
+INDEX = ADAPTERS / "index.json"
 HELLO = "Hello!"
 
 
@@ -58,4 +59,4 @@ def first_call(env: Env, tenant: str, base: str) -> Call:
 
 
 def _index() -> dict[str, Any]:
-    return dict(json.loads((ADAPTERS / "index.json").read_text()))
+    return dict(json.loads(INDEX.read_text()))

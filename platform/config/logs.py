@@ -1,5 +1,6 @@
 """Logging: one line per event, JSON unless a person is watching. Redacts secrets and never lets a prompt through."""
 
+import logging
 import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -12,6 +13,11 @@ CONTENT_NAMES = frozenset({"prompt", "prompts", "messages", "input", "instructio
 KEY_IN_TEXT = re.compile(r"\bly_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|(?i:(?<=bearer )\S+)")
 
 Event = MutableMapping[str, Any]
+
+
+def is_no_probe(record: logging.LogRecord) -> bool:
+    """Not the line that Django writes about each 503 of /readyz: whoever asks is told, and asks every second."""
+    return getattr(record, "status_code", 0) != 503
 
 
 def redact(_logger: Any, _method: str, event: Event) -> Event:
@@ -68,10 +74,12 @@ def configure(*, human: bool) -> dict[str, Any]:
                 ],
             }
         },
+        "filters": {"no_probes": {"()": lambda: is_no_probe}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": "INFO"},
         "loggers": {
             "django": {"level": "INFO"},
+            "django.request": {"filters": ["no_probes"]},
             "django.db.backends": {"level": "WARNING"},
             "uvicorn": {"handlers": [], "propagate": True},
             "uvicorn.access": {"handlers": [], "propagate": False, "level": "WARNING"},

@@ -5,6 +5,7 @@ Plaintexts are kept in `<home>/credentials.json`, mode 0600, and nowhere else.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -23,7 +24,7 @@ from apikeys.models import Scope
 from audit.services import SYSTEM
 from config import demo
 from config.env import Env
-from registry.models import PENDING, State, Version
+from registry.models import PENDING, BaseModel, State, Version
 from registry.services import ensure_adapter, register_base_model, upload_version
 from tenants.models import Tenant
 from tenants.services import create_tenant
@@ -55,6 +56,21 @@ def run(env: Env, say: Callable[[str], object]) -> None:
             f"{slug}/{name}" for name in dict.fromkeys(u.adapter for u in uploads if u.tenant == slug)
         ]
     _write(credentials_path(env), credentials)
+    (env.home / "seeded").write_text(_fingerprint(env))
+
+
+def is_done(env: Env) -> bool:
+    """Whether `run` would find nothing to do. Much cheaper: it does not load the base model's description."""
+    seeded = env.home / "seeded"
+    done = seeded.exists() and seeded.read_text() == _fingerprint(env) and credentials_path(env).exists()
+    return done and BaseModel.objects.filter(is_default=True, source=env.base_model).exists()
+
+
+def _fingerprint(env: Env) -> str:
+    """Of everything that `run` makes its contents from."""
+    files = [Path(env.base_model) / "config.json", *([demo.INDEX] if demo.is_served(env) else [])]
+    parts = [env.base_model.encode(), env.url.encode(), *(file.read_bytes() for file in files if file.exists())]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def accounts(env: Env) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Stack:
             "web",
             *("-m", "uvicorn", "config.asgi:application"),
             *("--host", "127.0.0.1", "--port", str(self.env.port)),
-            *("--ws", "websockets", "--ws-max-size", str(4 * 2**20)),
+            *("--ws", "websockets-sansio", "--ws-max-size", str(4 * 2**20)),
             *("--timeout-graceful-shutdown", "5", "--no-access-log", "--no-server-header"),
             OMP_NUM_THREADS="1",
             LORAYARD_DATABASE_POOL=str(self.env.database_pool or DATABASE_CONNECTIONS),

@@ -69,6 +69,7 @@ class Supervisor:
 
     def __init__(self, logs: Path, printer: Printer | None = None) -> None:
         self.loud = False
+        self._stopping = False
         self._logs = logs
         self._printer = printer or Printer(width=8)
         self._colours = get_colours()
@@ -114,6 +115,7 @@ class Supervisor:
 
     def stop(self, waves: Sequence[Sequence[str]], grace: float) -> None:
         """Asks each wave of names to stop, in turn, and kills what is left of it after `grace` seconds."""
+        self._stopping = True
         for wave in waves:
             children = [self._children[name] for name in wave if name in self._children]
             alive = [(child, child.popen) for child in children if child.popen and child.popen.poll() is None]
@@ -173,7 +175,8 @@ class Supervisor:
             child.running, child.returncode = False, message.data["returncode"]
             child.back_off(time.monotonic())
             if self.loud and not child.once:
-                text = f"stopped ({child.returncode}), starts again in {child.due_at - time.monotonic():.1f} s\n"
+                again = "" if self._stopping else f", starts again in {child.due_at - time.monotonic():.1f} s"
+                text = f"stopped ({child.returncode}){again}\n"
                 self._printer.write(message._replace(type="line", data=text))
 
     def _despair(self) -> None:

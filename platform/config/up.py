@@ -22,7 +22,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.db.utils import DatabaseError
 
-from config import welcome
+from config import seed, welcome
 from config.env import Env
 from config.services import ServiceError
 from config.stack import STOP_ORDER, Stack
@@ -91,11 +91,13 @@ def _start(env: Env, supervisor: Supervisor) -> None:
     _start_services(stack, supervisor)
     supervisor.say("Migrating the database")
     call_command("migrate", verbosity=0, interactive=False)
+    seeded = seed.is_done(env)
     connections.close_all()
     supervisor.say(f"Starting {', '.join(command.name for command in stack.processes)}")
     for command in stack.processes:
         supervisor.start(command)
-    supervisor.finish(stack.seed, SEED_PATIENCE)
+    if not seeded:
+        supervisor.finish(stack.seed, SEED_PATIENCE)
     local = Path(env.base_model).is_dir() or not env.own_engine
     readiness = Readiness(env, supervisor)
     supervisor.wait(readiness, LOCAL_PATIENCE if local else DOWNLOAD_PATIENCE, readiness.waiting_for)
