@@ -54,7 +54,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     """Dispatches on the connection's type, and on the path's first segment."""
     match scope["type"]:
         case "http":
-            handler = data_plane if scope["path"].startswith("/v1/") else console
+            handler = data_plane if f"{scope['path']}/".startswith("/v1/") else console
         case "websocket":
             handler = sockets
         case _:

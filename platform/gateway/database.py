@@ -29,8 +29,4 @@ def _call(function: Callable[[], T]) -> T:
     try:
         return function()
     finally:
-        for connection in connections.all(initialized_only=True):
-            if getattr(connection, "pool", None):
-                connection.close()
-            else:
-                connection.close_if_unusable_or_obsolete()
+        connections.close_all()

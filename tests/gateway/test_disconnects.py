@@ -18,7 +18,7 @@ LONG: dict[str, Any] = {"max_tokens": TOKENS, "extra_body": {"ignore_eos": True}
 
 @asynccontextmanager
 async def frees(load: Load) -> AsyncIterator[None]:
-    """What is begun within is left at the end, and the engine has nothing to do a second later, and didn't do it all."""
+    """What is begun within is left at its end; a second later the engine does nothing more, with work left undone."""
     _, before = await load()
     yield
     left = time.monotonic()
@@ -55,10 +55,13 @@ async def test_a_call_that_is_left_before_its_answer_frees_its_sequences(buyer: 
 
 
 async def test_a_websocket_that_is_left_frees_every_lane(buyer: Customer, load: Load) -> None:
-    async with frees(load), buyer.async_openai.responses.connect() as connection:
+    options: Any = {"max_queue": None}  # read what comes, so that closing does not wait behind it
+    connect = buyer.async_openai.responses.connect(websocket_connection_options=options)
+    async with frees(load), connect as connection:
         for lane in range(ANSWERS):
             event: Any = {"type": "response.create", "model": "support", "input": "hello", "stream_id": str(lane)}
-            await connection.send({**event, "max_output_tokens": TOKENS, "ignore_eos": True})
+            event |= {"max_output_tokens": TOKENS, "ignore_eos": True}
+            await connection.send(event)
         started: Any = await connection.recv()
         assert started.type == "response.created"
 

@@ -27,8 +27,8 @@ def ask(customer: Customer, say: Any = "hello", **options: Any) -> Any:
 
 
 def create(connection: ResponsesConnection, say: Any = "hello", **options: Any) -> None:
-    event = {"model": "support", "max_output_tokens": 12, "temperature": 0, "input": say, **options}
-    connection.send({"type": "response.create", **event})  # type: ignore[typeddict-item]
+    event: Any = {"type": "response.create", "model": "support", "input": say}
+    connection.send({**event, "max_output_tokens": 12, "temperature": 0, **options})
 
 
 def until_last(connection: ResponsesConnection) -> list[Any]:
@@ -181,7 +181,7 @@ def test_a_frame_that_is_no_json_object_is_told(connection: ResponsesConnection,
 def test_too_many_waiting_requests_are_refused_and_not_kept(connection: ResponsesConnection) -> None:
     for _ in range(12):
         create(connection, max_output_tokens=100, ignore_eos=True)
-    endings = []
+    endings: list[Any] = []
     while len(endings) < 12:
         event: Any = connection.recv()
         if event.type in LAST:

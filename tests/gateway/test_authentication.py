@@ -1,0 +1,93 @@
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from apikeys.services import issue, revoke
+from audit.services import SYSTEM
+from gateway import authentication
+from gateway.authentication import Caller, Memory, authenticate, bearer
+from gateway.database import query
+from gateway.errors import Forbidden, Unauthorized
+from tenants.models import Tenant
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        ("Bearer abc", "abc"),
+        ("bearer  abc ", "abc"),
+        ("", None),
+        ("Bearer", None),
+        ("Bearer ", None),
+        ("Basic abc", None),
+        ("Bearer é", None),
+        ("Bearer " + "x" * 513, None),
+    ],
+)
+def test_a_token_is_taken_from_a_bearer_header_only(header: str, token: str | None) -> None:
+    assert bearer(header) == token
+
+
+async def asked(token: str) -> Caller:
+    return await authenticate({"authorization": f"Bearer {token}"})
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authentication, "_known", Memory())
+
+
+async def test_a_key_is_its_tenants(acme: Tenant, globex: Tenant) -> None:
+    callers = [await asked(await new_key(tenant)) for tenant in (acme, acme, globex)]
+    assert [caller.tenant.slug for caller in callers] == ["acme", "acme", "globex"]
+    assert callers[0].salt == callers[1].salt != callers[2].salt
+    assert callers[0].share == callers[1].share == str(acme.pk) != callers[2].share
+    assert str(acme.pk) not in callers[0].salt
+
+
+async def test_a_remembered_key_forgets_its_revocation_for_half_a_second_at_most(acme: Tenant) -> None:
+    key, token = await query(issue, acme, name="k", scopes=["inference"], actor=SYSTEM)
+    first = await asked(token)
+    await query(revoke, key, actor=SYSTEM)
+    assert await asked(token) is first
+    await asyncio.sleep(authentication.TTL)
+    with pytest.raises(Unauthorized):
+        await asked(token)
+
+
+async def test_a_remembered_key_is_known_by_every_character_of_it(acme: Tenant) -> None:
+    token = await new_key(acme)
+    await asked(token)
+    for stranger in (token[:-1], token + "0", token.upper(), token[:-1] + "g"):
+        with pytest.raises(Unauthorized):
+            await asked(stranger)
+
+
+async def test_a_key_without_the_scope_is_never_remembered_as_one_with_it(acme: Tenant) -> None:
+    token = await new_key(acme, "adapters:read")
+    for _ in range(2):
+        with pytest.raises(Forbidden):
+            await asked(token)
+
+
+async def test_the_memory_has_a_bound(acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authentication, "REMEMBERED", 2)
+    memory = Memory()
+    for _ in range(4):
+        await memory.get(await new_key(acme))
+    assert len(memory._callers) == 2
+
+
+async def test_wrong_keys_are_not_remembered(acme: Tenant) -> None:
+    memory = Memory()
+    for _ in range(8):
+        assert await memory.get(f"ly_{uuid4().hex[:12]}_{'0' * 64}") is None
+    assert not memory._callers
+
+
+async def new_key(tenant: Tenant, scope: str = "inference") -> str:
+    _, token = await query(issue, tenant, name="k", scopes=[scope], actor=SYSTEM)
+    return token
