@@ -160,7 +160,7 @@ class ConsoleInline(TabularInline):
 
     extra = 0
     can_delete = False
-    show_change_link = True
+    hide_title = True
     per_page = 20
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:

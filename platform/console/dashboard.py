@@ -54,7 +54,7 @@ def engine(request: HttpRequest) -> HttpResponse:
     context: dict[str, Any] = {"up": state is not None, "operator": access.operator}
     if state is not None:
         residency, stats = state
-        context |= {"slots": residency.slots, "resident": _resident(access, residency), "facts": _facts(stats)}
+        context |= {"slots": residency.slots, "resident": resident(access, residency), "facts": _facts(stats)}
     return TemplateResponse(request, "console/engine.html", context)
 
 
@@ -87,7 +87,7 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
     ]
 
 
-def _resident(access: Access, residency: Residency) -> list[dict[str, Any]]:
+def resident(access: Access, residency: Residency) -> list[dict[str, Any]]:
     """The adapters on the device by the names that this person knows; a member is told of their own alone."""
     states = {adapter.digest: adapter for adapter in residency.adapters if adapter.state != "absent"}
     versions = _versions(access).filter(digest__in=states).select_related("adapter__tenant").order_by("created_at")

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from django.db.models import Model
 from django.template.loader import render_to_string
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -73,11 +75,34 @@ def size(count: int) -> str:
 
 
 def pairs(value: Any) -> SafeString:
-    """Keys and values as a list; nested ones as they are."""
-    return render_to_string("console/pairs.html", {"pairs": value.items()}) if value else SafeString("-")
+    """Keys and values as a list, one below the other."""
+    lines = [(str(name).replace("_", " "), _plain(item)) for name, item in value.items()]
+    return render_to_string("console/pairs.html", {"pairs": lines}) if lines else SafeString("-")
+
+
+def link(row: Model, text: str) -> SafeString:
+    """To the row's own page."""
+    url = reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
+    return format_html('<a class="text-link" href="{}">{}</a>', url, text)
 
 
 def rank(summary: dict[str, Any]) -> str:
     """The ranks that a version's summary tells, if it has one."""
     low, high = summary.get("rank_min"), summary.get("rank_max")
     return "-" if low is None else str(low) if low == high else f"{low} to {high}"
+
+
+def _plain(value: Any) -> str:
+    """A JSON value as people write it."""
+    match value:
+        case None | "" | [] | {}:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case list():
+            return ", ".join(_plain(item) for item in value)
+        case dict():
+            return "; ".join(f"{name}: {_plain(item)}" for name, item in value.items())
+    return str(value)

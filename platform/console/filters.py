@@ -2,15 +2,28 @@
 
 from typing import TYPE_CHECKING, Any
 
-from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter  # type: ignore[import-untyped]
+from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter, DropdownFilter  # type: ignore[import-untyped]
 from unfold.contrib.filters.forms import AutocompleteDropdownForm  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from console.base import ConsoleAdmin
 
-__all__ = ["Choices", "Row"]
+__all__ = ["ActorKind", "Choices", "Row"]
 
 Choices = ChoicesDropdownFilter
+
+
+class ActorKind(DropdownFilter):  # type: ignore[misc]  # untyped
+    """By what kind of actor, without asking a long table which kinds it holds."""
+
+    title = "actor"
+    parameter_name = "actor_kind"
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        return [("user", "a person"), ("key", "an API key"), ("system", "the platform")]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        return queryset.filter(actor_kind=self.value()) if self.value() else queryset
 
 
 class RowForm(AutocompleteDropdownForm):  # type: ignore[misc]  # untyped

@@ -8,6 +8,10 @@ from typing import Any
 from django.test import Client
 
 from config.env import Env
+from console.access import Access
+from console.dashboard import resident
+from inference.client import AdapterState, Residency
+from tenants.models import Role, Tenant
 
 from .conftest import Yard
 
@@ -46,3 +50,27 @@ def test_an_engine_that_hangs_costs_no_more_than_the_page_s_patience(desk: Clien
         started = time.monotonic()
         assert "does not answer" in desk.get("/engine/").content.decode()
         assert time.monotonic() - started < 5
+
+
+def test_a_real_engine_s_state_is_shown_by_the_names_that_one_may_know(
+    desk: Client, member_of: Callable[..., Client], ours: Yard, engine: str, settings: Any
+) -> None:
+    env: Env = settings.LORAYARD
+    settings.LORAYARD = env.model_copy(update={"engine_url": engine})
+    state = desk.get("/engine/").content.decode()
+    assert "Up, with" in state
+    assert "Steps with several adapters" in state
+    theirs = member_of(ours.tenant).get("/engine/").content.decode()
+    assert "Up, with" in theirs
+    assert "Tokens generated" not in theirs
+
+
+def test_a_resident_adapter_is_named_to_its_own_and_a_number_to_nobody_else(
+    ours: Yard, strangers: Yard, acme: Tenant
+) -> None:
+    """Both tenants uploaded the same files, so one digest on the device has a name for each."""
+    digest = ours.ready.digest
+    residency = Residency((AdapterState(digest, "resident", 0, 1), AdapterState("sha256:0", "loading", 0, 1)), 2)
+    everything = [row["version"] for row in resident(Access(operator=True), residency)]
+    assert everything == [ours.ready, strangers.ready, None]
+    assert [row["version"] for row in resident(Access(roles={acme.pk: Role.VIEWER}), residency)] == [ours.ready]

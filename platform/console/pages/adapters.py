@@ -75,6 +75,10 @@ class DeleteAdapter(Verb):
     role = Role.OWNER
     danger = True
 
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return not target.versions.exclude(state=State.REJECTED).exists()
+
     def perform(self, form: VerbForm, actor: Actor) -> Model:
         services.delete_adapter(self.target, actor=actor)
         return self.target.tenant  # type: ignore[no-any-return]
@@ -89,8 +93,8 @@ class Versions(ConsoleInline):
     verbose_name_plural = "Versions"
 
     @admin.display(description="Version")
-    def number_(self, version: Version) -> str:
-        return f"v{version.number}"
+    def number_(self, version: Version) -> SafeString:
+        return show.link(version, f"v{version.number}")
 
     @admin.display(description="State")
     def state_(self, version: Version) -> SafeString:
@@ -111,14 +115,18 @@ class Versions(ConsoleInline):
 
 class Aliases(ConsoleInline):
     model = Alias
-    fields = readonly_fields = ("name", "number", "moved_at")
+    fields = readonly_fields = ("name_", "number", "moved_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("version", "adapter__tenant")
 
+    @admin.display(description="Name")
+    def name_(self, alias: Alias) -> SafeString:
+        return show.link(alias, alias.name)
+
     @admin.display(description="Version")
-    def number(self, alias: Alias) -> str:
-        return f"v{alias.version.number}"
+    def number(self, alias: Alias) -> SafeString:
+        return show.link(alias.version, f"v{alias.version.number}")
 
 
 @admin.register(Adapter, site=site)

@@ -17,7 +17,7 @@ class EventAdmin(ConsoleAdmin):
     list_display = ("created_at", "action_", "target", "actor", "tenant", "address")
     list_display_links = ("created_at", "action_")
     list_select_related = ("tenant",)
-    list_filter = (("action", filters.Choices), ("tenant", filters.Row), "actor_kind", "created_at")
+    list_filter = (("action", filters.Choices), ("tenant", filters.Row), filters.ActorKind, "created_at")
     search_fields = ("target", "actor_id", "address", "request_id")
     search_help_text = "Target, actor, address or request id"
     ordering = ("-id",)

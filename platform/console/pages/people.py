@@ -69,7 +69,6 @@ class Memberships(ConsoleInline):
     model = Member
     fields = readonly_fields = ("tenant", "role", "created_at")
     verbose_name_plural = "Memberships"
-    show_change_link = False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("tenant", "user")

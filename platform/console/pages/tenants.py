@@ -92,11 +92,14 @@ class GoIssueKey(Verb):
 
 class Members(ConsoleInline):
     model = Member
-    fields = readonly_fields = ("user", "role", "created_at")
-    show_change_link = False
+    fields = readonly_fields = ("username", "role", "created_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("user", "tenant")
+
+    @admin.display(description="Person")
+    def username(self, member: Member) -> str:
+        return str(member.user)
 
 
 @admin.register(Tenant, site=site)

@@ -22,6 +22,10 @@ from registry.models import STABLE, Adapter, State, Version
 from registry.quarantine import Incoming
 from tenants.models import Role
 
+SUMMARY = [
+    *("rank_min", "rank_max", "targets", "modules", "tensors", "parameters"),
+    *("bytes", "dtype", "rslora", "base_model"),
+]
 FILES_HELP = (
     "The two files that PEFT's save_pretrained writes, adapter_config.json and adapter_model.safetensors, "
     "or one .zip or .tar.gz of them."
@@ -181,4 +185,4 @@ class VersionAdmin(ConsoleAdmin):
 
     @admin.display(description="Summary")
     def summary_(self, version: Version) -> SafeString:
-        return show.pairs(version.summary)
+        return show.pairs({name: version.summary[name] for name in SUMMARY if name in version.summary})
