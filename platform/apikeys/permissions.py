@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class HasScope(BasePermission):
-    """A key with the view's scope for the method, or a person of the staff by the console's session.
+    """A key with the view's scope for the method, or an operator by the console's session.
 
     A key sees its own tenant; naming another (`?tenant=`) is the same 404 as naming none that exists. Operators name
     any.
@@ -51,7 +51,7 @@ def actor_of(request: Request) -> Actor:
 def _may(request: Request, scope: str) -> bool:
     if isinstance(request.auth, ApiKey):
         return request.auth.may(scope)
-    return bool(request.user and request.user.is_active and request.user.is_staff)
+    return bool(request.user and request.user.is_active and request.user.is_superuser)
 
 
 def _tenant_of(request: Request) -> Tenant | None:

@@ -91,13 +91,13 @@ def test_a_tenants_key_can_do_nothing_here_not_even_to_its_own(
     assert len({answer.content for answer in answers}) == 1
 
 
-def test_staff_use_the_consoles_session_and_others_do_not(acme: Tenant) -> None:
-    staff = User.objects.create_user("op", password="pw", is_staff=True)
-    nobody = User.objects.create_user("nobody", password="pw")
+def test_operators_use_the_consoles_session_and_others_do_not(acme: Tenant) -> None:
+    operator = User.objects.create_superuser("op", password="pw")
+    member = User.objects.create_user("member", password="pw", is_staff=True)
     client = APIClient(enforce_csrf_checks=True)
-    client.force_login(nobody)
+    client.force_login(member)
     assert client.get("/api/v1/tenants").status_code == 403
-    client.force_login(staff)
+    client.force_login(operator)
     assert client.get("/api/v1/tenants").status_code == 200
     forged = client.post("/api/v1/tenants", {"slug": "x", "name": "X"}, format="json")
     assert forged.status_code == 403
