@@ -107,14 +107,14 @@ def test_output_is_kept_and_printed_only_when_loud(running: Supervisor, said: St
 
 def test_the_end_has_an_order_and_spares_nobody(running: Supervisor, tmp_path: Path) -> None:
     ends = tmp_path / "ends"
-    note = f"open({str(ends)!r}, 'a').write(name); sys.exit()"
+    note = f"open({str(ends)!r}, 'a').write(name), sys.exit()"
     for name in ("one", "two"):
         code = f"import signal, sys; name = {name!r}; signal.signal(15, lambda *_: [{note}]); print('up', flush=True)"
         running.start(python(name, f"{code}; {FOREVER}"))
     stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     running.start(python("three", stubborn))
     for name in ("one", "two", "three"):
-        until(running, lambda name=name: "up" in (tmp_path / f"{name}.log").read_text())  # type: ignore[misc]
+        until(running, lambda name=name: "up" in (tmp_path / f"{name}.log").read_text())
     processes = [psutil.Process(pid(running, name)) for name in ("one", "two", "three")]
     started = time.monotonic()
     running.stop((("two",), ("one",), ("three",)), 1.0)
@@ -124,10 +124,8 @@ def test_the_end_has_an_order_and_spares_nobody(running: Supervisor, tmp_path: P
 
 
 def test_what_a_stopped_process_started_goes_with_it(running: Supervisor, tmp_path: Path) -> None:
-    child = (
-        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {FOREVER!r}]); print(p.pid, flush=True)"
-    )
-    running.start(python("one", f"{child}; {FOREVER}"))
+    child = f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {FOREVER!r}])"
+    running.start(python("one", f"{child}; print(child.pid, flush=True); {FOREVER}"))
     until(running, lambda: (tmp_path / "one.log").read_text().strip())
     grandchild = psutil.Process(int((tmp_path / "one.log").read_text().split()[0]))
     os.kill(pid(running, "one"), signal.SIGKILL)
