@@ -45,6 +45,13 @@ class Stopped(BaseException):
 
 def run(env: Env) -> None:
     """Starts everything, says so, and keeps it running until SIGINT or SIGTERM. Raises StartFailed."""
+    try:
+        _run(env)
+    except OSError as error:
+        raise StartFailed(f"LORAYARD_HOME: cannot use {error.filename or env.home}: {error.strerror}") from None
+
+
+def _run(env: Env) -> None:
     with _only_one(env), _stoppable():
         check_port(env)
         check_base_model(env)
@@ -106,7 +113,9 @@ def _start(env: Env, supervisor: Supervisor) -> None:
 def _make_folders(env: Env) -> None:
     for folder in ("logs", "store", "cache", "quarantine", "beat"):
         (env.home / folder).mkdir(exist_ok=True)
-    env.run.mkdir(mode=0o755, exist_ok=True)
+    env.run.mkdir(mode=0o711, exist_ok=True)  # PostgreSQL's user must pass through it
+    if env.run.stat().st_uid != os.getuid():
+        raise StartFailed(f"LORAYARD_HOME: its path is too long for sockets, and {env.run} is another user's")
 
 
 def _start_services(stack: Stack, supervisor: Supervisor) -> None:

@@ -92,6 +92,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(told: dict[str, str], tmp_p
     one_line(manage(told | {"LORAYARD_HOME": home}, "up"), "LORAYARD_HOME", home)
 
 
+def test_a_home_with_something_in_the_way_is_one_line(told: dict[str, str]) -> None:
+    home = Path(told["LORAYARD_HOME"])
+    home.mkdir()
+    (home / "cache").touch()
+    one_line(manage(told, "up"), "LORAYARD_HOME", str(home / "cache"))
+    assert processes_of(told) == []
+
+
 def test_a_setting_that_makes_no_sense_is_one_line(told: dict[str, str]) -> None:
     one_line(manage(told | {"LORAYARD_DEVICE": "abacus"}, "up"), "LORAYARD_DEVICE")
 
