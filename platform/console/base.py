@@ -30,12 +30,14 @@ class ConsoleAdmin(ModelAdmin):
     """List and page of one model, read only.
 
     `tenant_path` leads from a row to its tenant's id; None: the rows are the operators' alone. `adds` makes a new row;
-    `verbs` are what can be done to one. `icon` stands beside a search result.
+    `verbs` are what can be done to one. `found` says whether the palette looks among the rows; `icon` stands beside a
+    result there.
     """
 
     tenant_path: ClassVar[str | None] = None
     adds: ClassVar[type[Verb] | None] = None
     verbs: ClassVar[tuple[type[Verb], ...]] = ()
+    found: ClassVar[bool] = True
     icon: ClassVar[str] = ""
 
     actions = None
@@ -90,6 +92,10 @@ class ConsoleAdmin(ModelAdmin):
         if lookup.rpartition("__")[2] in FRAGILE:
             return False
         return super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        """Names may be typed as they are written: `acme/support@champion` finds by its parts."""
+        return super().get_search_results(request, queryset, search_term.replace("/", " ").replace("@", " "))
 
     def get_urls(self) -> list[URLPattern]:
         verbs = [

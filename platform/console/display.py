@@ -61,6 +61,10 @@ def code(text: str) -> SafeString:
     return format_html('<code class="ly-code">{}</code>', text) if text else SafeString("-")
 
 
+def line(text: str) -> SafeString:
+    return format_html('<code class="ly-code ly-when">{}</code>', text)
+
+
 def short_digest(digest: str) -> SafeString:
     """Enough of it to tell versions apart in a list; the whole as a tooltip."""
     short = digest.removeprefix("sha256:")[:12]

@@ -5,6 +5,8 @@ from typing import Any
 
 from django import forms
 from django.contrib.admin.widgets import AutocompleteSelect
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold import widgets  # type: ignore[import-untyped]
 
 from console.site import site
@@ -87,6 +89,10 @@ class FilesInput(forms.FileInput):
 
     def __init__(self) -> None:
         super().__init__(attrs={"class": "ly-files"})
+
+    def render(self, *args: Any, **kwargs: Any) -> SafeString:
+        """Unfold's script writes a chosen file's name into the nearest text input, and stumbles where there is none."""
+        return format_html('<input type="text" hidden disabled>{}', super().render(*args, **kwargs))
 
 
 class Files(forms.FileField):

@@ -96,7 +96,7 @@ class ConsoleSite(AdminSite):
 
     def _found(self, request: HttpRequest, term: str) -> Iterator[dict[str, str]]:
         for admin in self._registry.values():
-            if not admin.get_search_fields(request) or not admin.has_view_permission(request):
+            if not getattr(admin, "found", False) or not admin.has_view_permission(request):
                 continue
             rows = admin.get_queryset(request).select_related(*_related(admin))
             rows, _ = admin.get_search_results(request, rows, term)

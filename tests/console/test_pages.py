@@ -211,6 +211,14 @@ def test_the_palette_finds_rows_by_name(desk: Client, ours: Any) -> None:
     found = desk.get("/search/", {"s": "acme-support", "extended": "1"}).content.decode()
     assert url(Adapter, "change", ours.adapter.pk) in found
     assert url(Version, "change", ours.ready.pk) in found
+    pinned = desk.get("/search/", {"s": f"{ours.ready}", "extended": "1"}).content.decode()
+    assert url(Version, "change", ours.ready.pk) in pinned
+    assert url(Version, "change", ours.waiting.pk) not in pinned
+    assert (
+        url(Version, "change", ours.ready.pk)
+        in desk.get("/registry/version/", {"q": ours.ready.digest}).content.decode()
+    )
+    assert url(Alias, "change", ours.alias.pk) in desk.get("/registry/alias/", {"q": str(ours.alias)}).content.decode()
     assert desk.get("/search/", {"s": "acme", "page": "nonsense"}).status_code == 200
     assert desk.get("/search/").content == b""
 

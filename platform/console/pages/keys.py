@@ -135,7 +135,7 @@ class ApiKeyAdmin(ConsoleAdmin):
 
     @admin.display(description="Begins with", ordering="prefix")
     def prefix_(self, key: ApiKey) -> SafeString:
-        return show.code(f"ly_{key.prefix}_…")
+        return show.line(f"ly_{key.prefix}_…")
 
     @admin.display(description="Status")
     def status(self, key: ApiKey) -> SafeString:

@@ -1,5 +1,6 @@
 """Versions: uploaded through a form, judged by a worker, never edited."""
 
+import re
 from typing import Any
 
 from django import forms
@@ -22,6 +23,7 @@ from registry.models import STABLE, Adapter, State, Version
 from registry.quarantine import Incoming
 from tenants.models import Role
 
+PINNED = re.compile(r"[0-9]{1,9}")
 SUMMARY = [
     *("rank_min", "rank_max", "targets", "modules", "tensors", "parameters"),
     *("bytes", "dtype", "rslora", "base_model"),
@@ -141,6 +143,12 @@ class VersionAdmin(ConsoleAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("adapter__tenant").prefetch_related("aliases")
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        name, _, number = search_term.partition("@v")
+        if PINNED.fullmatch(number):
+            return super().get_search_results(request, queryset.filter(number=int(number)), name)
+        return super().get_search_results(request, queryset, search_term.removeprefix("sha256:"))
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """What a version in this state has to say."""
