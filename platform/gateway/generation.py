@@ -20,6 +20,7 @@ from inference.client import (
     Event,
     Finished,
     Generation,
+    Internal,
     PositionLogprobs,
     PromptTooLong,
     Started,
@@ -167,7 +168,8 @@ def _sequences(
 
 async def _first(stream: AsyncIterator[Event]) -> Started:
     event = await anext(stream)
-    assert isinstance(event, Started), "the engine answers Started before anything else"
+    if not isinstance(event, Started):
+        raise Internal("The engine's first event was not Started.")
     return event
 
 

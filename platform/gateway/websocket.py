@@ -31,6 +31,10 @@ REMEMBERED = 16  # responses
 
 POLICY_VIOLATION = 1008
 TOO_BIG = 1009
+GONE = (
+    OSError,
+    RuntimeError,
+)  # what sending to a client that has left raises; `websocket_disconnect` is on its way then
 
 
 class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -68,12 +72,16 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         except ApiError as error:
             await self.tell(protocol_error(error), lane)
             if isinstance(error, TooLarge):
-                await self.close(TOO_BIG)
+                await self._hang_up(TOO_BIG)
 
     async def tell(self, event: Data, lane: str | None) -> None:
         marked = event if lane is None else {**event, "stream_id": lane}
-        with suppress(OSError, RuntimeError):  # the client has gone, and `websocket_disconnect` is on its way
+        with suppress(*GONE):
             await self.send(text_data=to_json(marked, inf_nan_mode="null").decode())
+
+    async def _hang_up(self, code: int) -> None:
+        with suppress(*GONE):
+            await self.close(code)
 
     async def respond(self, event: Data, lane: str | None) -> None:
         """One response, from its first event to its last. A failure is an event too."""
@@ -87,7 +95,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             status = told.status
             await self.tell(protocol_error(told), lane)
             if isinstance(error, Refused):
-                await self.close(POLICY_VIOLATION)
+                await self._hang_up(POLICY_VIOLATION)
             complete = True
         finally:
             exchange.end(status, complete=complete)

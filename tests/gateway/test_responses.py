@@ -27,8 +27,9 @@ def ask(customer: Customer, say: Any = "hello", **options: Any) -> Any:
 
 
 def create(connection: ResponsesConnection, say: Any = "hello", **options: Any) -> None:
-    event: Any = {"type": "response.create", "model": "support", "input": say}
-    connection.send({**event, "max_output_tokens": 12, "temperature": 0, **options})
+    event: Any = {"type": "response.create", "model": "support", "input": say, "max_output_tokens": 12}
+    event |= {"temperature": 0, **options}
+    connection.send(event)
 
 
 def until_last(connection: ResponsesConnection) -> list[Any]:
