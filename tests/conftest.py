@@ -8,13 +8,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +45,7 @@ from audit.services import SYSTEM  # noqa: E402
 from config import env, processes  # noqa: E402
 from config.services import Postgres, Redis  # noqa: E402
 from inference.client import EngineClient  # noqa: E402
-from tests.processes import Up, free_port, manage, wait_for  # noqa: E402
+from tests.processes import Platform, Up, free_port, wait_for  # noqa: E402
 
 RUN = env.load().run
 from tenants.models import Tenant  # noqa: E402
@@ -70,39 +68,6 @@ class Services:
     def redis(self, number: int) -> str:
         """The URL of Redis' database of this number; 0 is the one that tests in this process use."""
         return f"unix://{RUN / 'redis.sock'}?db={number}"
-
-
-@dataclass
-class Platform:
-    """A whole platform in processes of its own: web, worker, beat, and the engine."""
-
-    url: str
-    environment: Mapping[str, str]  # for commands that are meant for it
-    _made: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def operator_key(self) -> str:
-        return self.key()
-
-    def key(self, *arguments: str) -> str:
-        """A new key by `manage.py create_key`; without a tenant, an operator's."""
-        made = manage(self.environment, "create_key", *arguments)
-        assert made.returncode == 0, made.stderr
-        return made.stdout.strip()
-
-    def call(self, method: str, path: str, key: str, **body: object) -> Any:
-        """A call to the management API, whose answer is JSON. Fails the test on any status from 400 on."""
-        bearer = {"Authorization": f"Bearer {key}"}
-        answer = httpx.request(method, f"{self.url}/api/v1/{path}", headers=bearer, json=body or None, timeout=30)
-        assert answer.is_success, answer.text
-        return answer.json()
-
-    def tenant(self, slug: str) -> tuple[str, str]:
-        """A tenant of this name and a key that may do all a tenant's key may; made when first asked for."""
-        if slug not in self._made:
-            self.call("POST", "tenants", self.operator_key, slug=slug, name=slug.title())
-            self._made[slug] = self.key(slug)
-        return slug, self._made[slug]
 
 
 def pytest_unconfigure() -> None:

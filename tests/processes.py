@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import httpx
 import pytest
 
 from config.processes import kill_group
@@ -84,3 +87,36 @@ class Up:
             return self.process.wait(seconds)
         finally:
             kill_group(self.process.pid)
+
+
+@dataclass
+class Platform:
+    """A whole platform in processes of its own: web, worker, beat, and the engine."""
+
+    url: str
+    environment: Mapping[str, str]  # for commands that are meant for it
+    _made: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def operator_key(self) -> str:
+        return self.key()
+
+    def key(self, *arguments: str) -> str:
+        """A new key by `manage.py create_key`; without a tenant, an operator's."""
+        made = manage(self.environment, "create_key", *arguments)
+        assert made.returncode == 0, made.stderr
+        return made.stdout.strip()
+
+    def call(self, method: str, path: str, key: str, **body: object) -> Any:
+        """A call to the management API, whose answer is JSON. Fails the test on any status from 400 on."""
+        bearer = {"Authorization": f"Bearer {key}"}
+        answer = httpx.request(method, f"{self.url}/api/v1/{path}", headers=bearer, json=body or None, timeout=30)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def tenant(self, slug: str) -> tuple[str, str]:
+        """A tenant of this name and a key that may do all a tenant's key may; made when first asked for."""
+        if slug not in self._made:
+            self.call("POST", "tenants", self.operator_key, slug=slug, name=slug.title())
+            self._made[slug] = self.key(slug)
+        return slug, self._made[slug]
