@@ -8,7 +8,7 @@ SOURCES := adapters benchmarks demo docker inference platform tests manage.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: up test check bench install lock clean
+.PHONY: up test check soak bench install lock clean
 .DEFAULT_GOAL := up
 
 up: install
@@ -24,6 +24,10 @@ check: install
 	PYTHONPATH=platform $(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python -m pytest -q
+
+# Slow load and fault runs; SOAK_SECONDS says how long each takes.
+soak: install
+	$(BIN)/python -m pytest -q -s -m soak
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,265 @@
+"""The production scheduler on a simulated engine: `python -m benchmarks.scheduling`.
+
+Events are discrete and time is counted, not waited for: a step takes what a cost model says, a load takes its own time
+beside the steps. Traffic is Poisson, bursty or greedy (one tenant floods), over thousands of adapters with Zipf
+popularity and hundreds of tenants. Each case runs twice on the same arrivals: fair, and first come first served (which
+is what the fair queue does when all requests are one tenant's).
+
+The fairness bound is that of Sheng et al. (OSDI 2024), theorem 4.4: while two tenants are both backlogged, the service
+they had differs by at most 2 max(w_p * longest prompt, w_q * tokens that fit in the batch), per unit of weight.
+"""
+
+import argparse
+import heapq
+import itertools
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from inference.client import Sampling
+from inference.engine.blocks import BlockPool
+from inference.engine.fairness import OUTPUT_COST, PROMPT_COST
+from inference.engine.scheduler import Begun, Ended, Limits, Plan, Sampled, Scheduler, Token
+from inference.engine.sequence import Sequence
+from inference.lora.slots import SlotPool
+from inference.lora.weights import AdapterWeights
+
+BLOCK = 16
+LOOK = 50  # steps between two looks at who had how much
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds: of a step, of each of its tokens and of each of its distinct adapters; and of a load.
+
+    The defaults are of the reference workload (a 0.5B model in float32 on two cores), as fitted in docs/benchmarks.md.
+    """
+
+    step: float = 0.045
+    token: float = 0.0055
+    adapter: float = 0.0009
+    load: float = 0.05
+
+    def of(self, plan: Plan) -> float:
+        return self.step + self.token * plan.tokens + self.adapter * plan.adapters
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float
+    tenant: str
+    adapter: str
+    prompt: int
+    output: int
+
+
+@dataclass
+class Outcome:
+    """first: seconds to the first token, by tenant. gap: of service, the widest between backlogged tenants."""
+
+    first: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    gap: float = 0.0
+    bound: float = 0.0
+    finished: int = 0
+    seconds: float = 0.0
+    loads: int = 0
+
+    def percentile(self, percent: int, tenants: Callable[[str], bool] = lambda _: True) -> float:
+        waits = [wait for tenant, all_waits in self.first.items() if tenants(tenant) for wait in all_waits]
+        return statistics.quantiles(waits, n=100, method="inclusive")[percent - 1] if len(waits) > 1 else float("nan")
+
+
+class Simulation:
+    """The scheduler, block pool and slot pool of production; the clock, the loads and the tokens are simulated."""
+
+    def __init__(self, cost: Cost, *, fair: bool, slots: int = 16, rows: int = 32, tokens: int = 32768) -> None:
+        self._now = 0.0
+        self._cost = cost
+        self._fair = fair
+        self._loading: list[tuple[float, int, Future[AdapterWeights]]] = []
+        self._order = itertools.count()
+        self._slots = SlotPool(slots, self, self._load, 1.0, self._clock)
+        limits = Limits(4096, 10, rows, 512, waiting=10**6, waiting_per_share=10**6)
+        self._scheduler = Scheduler(limits, BlockPool(tokens // BLOCK, BLOCK), self._slots, clock=self._clock)
+        self._arrival: dict[Sequence, Arrival] = {}
+        self._waiting_first: set[Sequence] = set()
+        self._service: dict[str, float] = defaultdict(float)
+        self._queued: dict[str, int] = defaultdict(int)
+        self._since: dict[str, dict[str, float]] = {}
+        self._steps = 0
+        self._tokens = tokens
+
+    def install(self, slot: int, weights: AdapterWeights) -> None:
+        """Simulated weights need no place."""
+
+    def clear(self, slot: int) -> None:
+        """Nor are they anywhere to be cleared from."""
+
+    def run(self, arrivals: list[Arrival]) -> Outcome:
+        """Until every request has ended."""
+        outcome, coming = Outcome(), 0
+        outcome.bound = 2 * max(PROMPT_COST * max(a.prompt for a in arrivals), OUTPUT_COST * self._tokens)
+        while coming < len(arrivals) or self._scheduler.live:
+            while coming < len(arrivals) and arrivals[coming].at <= self._now:
+                self._submit(arrivals[coming])
+                coming += 1
+            while self._loading and self._loading[0][0] <= self._now:
+                heapq.heappop(self._loading)[2].set_result(SIMULATED)
+            if not self._step(outcome):
+                self._now = self._next(arrivals[coming].at if coming < len(arrivals) else None)
+        outcome.seconds, outcome.loads = self._now, self._slots.loads
+        return outcome
+
+    def _step(self, outcome: Outcome) -> bool:
+        plan = self._scheduler.plan()
+        if plan:
+            self._now += self._cost.of(plan)
+            self._scheduler.commit(plan, [Sampled(1) if row.samples else None for row in plan.rows])
+        for event in self._scheduler.take_events():
+            self._take(event, outcome)
+        self._note_backlogs(outcome)
+        return bool(plan)
+
+    def _take(self, event: Any, outcome: Outcome) -> None:
+        sequence = event.sequence
+        arrival = self._arrival[sequence]
+        match event:
+            case Begun():
+                self._queued[arrival.tenant] -= 1
+                self._service[arrival.tenant] += PROMPT_COST * arrival.prompt
+            case Token():
+                self._service[arrival.tenant] += OUTPUT_COST
+                if sequence in self._waiting_first:
+                    self._waiting_first.remove(sequence)
+                    outcome.first[arrival.tenant].append(self._now - arrival.at)
+            case Ended():
+                outcome.finished += 1
+                del self._arrival[sequence]
+
+    def _note_backlogs(self, outcome: Outcome) -> None:
+        """Every LOOK steps: the widest difference of service between two tenants since both have had a queue."""
+        for tenant in [tenant for tenant, queued in self._queued.items() if not queued]:
+            del self._queued[tenant]
+            self._since.pop(tenant, None)
+        for tenant in self._queued:
+            self._since.setdefault(tenant, dict(self._service))
+        self._steps += 1
+        if self._steps % LOOK == 0:
+            outcome.gap = max([outcome.gap, *self._gaps()])
+
+    def _gaps(self) -> Iterator[float]:
+        tenants = list(self._since)  # in the order in which they became backlogged
+        for place, later in enumerate(tenants):
+            then = self._since[later]
+            mine = self._service[later] - then.get(later, 0.0)
+            for earlier in tenants[:place]:
+                yield abs(mine - (self._service[earlier] - then.get(earlier, 0.0)))
+
+    def _submit(self, arrival: Arrival) -> None:
+        prompt = [1] * arrival.prompt
+        share = arrival.tenant if self._fair else ""
+        sampling = Sampling(arrival.output, temperature=0)
+        sequence = Sequence(next(self._order), prompt, sampling, arrival.adapter, share, salt=str(next(self._order)))
+        self._arrival[sequence] = arrival
+        self._waiting_first.add(sequence)
+        self._queued[arrival.tenant] += 1
+        self._scheduler.add(sequence)
+
+    def _next(self, arrival: float | None) -> float:
+        """When something happens that a step could not bring about. A starving adapter's patience is such a thing."""
+        times = [at for at, _, _ in self._loading[:1]] + ([arrival] if arrival is not None else [])
+        return min([*times, self._now + 0.05]) if self._scheduler.live else min(times)
+
+    def _load(self, digest: str) -> Future[AdapterWeights]:
+        future: Future[AdapterWeights] = Future()
+        heapq.heappush(self._loading, (self._now + self._cost.load, next(self._order), future))
+        return future
+
+    def _clock(self) -> float:
+        return self._now
+
+
+SIMULATED: Any = SimpleNamespace(pairs={}, nbytes=0)
+
+
+def zipf(draw: random.Random, count: int, alpha: float = 1.0) -> Callable[[], int]:
+    """Draws 0..count-1, the n-th with weight (n + 1) ** -alpha."""
+    weights = list(itertools.accumulate((n + 1) ** -alpha for n in range(count)))
+    return lambda: draw.choices(range(count), cum_weights=weights)[0]
+
+
+def poisson(draw: random.Random, rate: float) -> Iterator[float]:
+    """Arrival times at `rate` a second."""
+    at = 0.0
+    while True:
+        at += draw.expovariate(rate)
+        yield at
+
+
+def bursty(draw: random.Random, rate: float) -> Iterator[float]:
+    """The same mean rate, in bursts: gaps are gamma-distributed with a coefficient of variation of 4."""
+    at = 0.0
+    while True:
+        at += draw.gammavariate(1 / 16, 16 / rate)
+        yield at
+
+
+def traffic(shape: str, seed: int, count: int, rate: float, tenants: int, adapters: int) -> list[Arrival]:
+    """`count` requests. "greedy": besides a Poisson stream, one tenant sends a quarter of them all at the beginning."""
+    draw = random.Random(seed)  # noqa: S311
+    adapter, times = zipf(draw, adapters), bursty(draw, rate) if shape == "bursty" else poisson(draw, rate)
+    flood = count // 4 if shape == "greedy" else 0
+
+    def one(at: float, number: int) -> Arrival:
+        owner = f"t{number % tenants}"
+        return Arrival(at, owner, f"{owner}/a{number}", draw.randint(8, 256), draw.randint(8, 128))
+
+    first = [Arrival(0.0, GREEDY, "greedy/a", draw.randint(8, 256), draw.randint(8, 128)) for _ in range(flood)]
+    return first + [one(next(times), adapter()) for _ in range(count - flood)]
+
+
+GREEDY = "greedy"
+
+
+def report(arguments: argparse.Namespace) -> None:
+    cost = Cost(arguments.step_ms / 1e3, arguments.token_ms / 1e3, arguments.adapter_ms / 1e3, arguments.load_ms / 1e3)
+    print(f"{arguments.requests} requests, {arguments.adapters} adapters of {arguments.tenants} tenants, {cost}")
+    print("traffic   queue   TTFT p50    p95   others' p95   gap / bound      loads   simulated    took")
+    for shape in ("poisson", "bursty", "greedy"):
+        arrivals = traffic(
+            shape, arguments.seed, arguments.requests, arguments.rate, arguments.tenants, arguments.adapters
+        )
+        for fair in (True, False):
+            started = time.perf_counter()
+            found = Simulation(cost, fair=fair, slots=arguments.slots).run(arrivals)
+            assert found.finished == len(arrivals), "a request was lost"
+            print(
+                f"{shape:9} {'fair' if fair else 'fcfs':6} {found.percentile(50):8.2f} s {found.percentile(95):6.1f}"
+                f" {found.percentile(95, lambda tenant: tenant != GREEDY):10.1f} s"
+                f" {found.gap:9.0f} / {found.bound:.0f} {found.loads:8} {found.seconds:9.0f} s"
+                f" {time.perf_counter() - started:7.1f} s"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--rate", type=float, default=1.1, help="requests a second")
+    parser.add_argument("--tenants", type=int, default=200)
+    parser.add_argument("--adapters", type=int, default=2000)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=1)
+    default = Cost()
+    for name in ("step", "token", "adapter", "load"):
+        parser.add_argument(f"--{name}-ms", type=float, default=1e3 * getattr(default, name))
+    report(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
