@@ -6,6 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 APPS = {"config", "gateway", "console", "jobs", "registry", "apikeys", "tenants", "audit"}
 
@@ -61,3 +63,13 @@ def test_the_lock_pins_everything_and_names_no_place() -> None:
         name, pinned, version = line.partition("==")
         assert all((name, pinned, version)), line
         assert not set("+@/ ;") & set(line), line
+
+
+def test_the_containers_publish_one_port_on_loopback_alone() -> None:
+    composed = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+    services = composed["services"]
+    assert {"postgres", "redis", "engine", "web", "worker", "beat"} <= set(services)
+    assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
+        "web": ["127.0.0.1:8000:8000"]
+    }
+    assert set(composed["secrets"]) >= {"SECRET_KEY", "LORAYARD_PEPPER", "LORAYARD_ENGINE_SECRET", "POSTGRES_PASSWORD"}
