@@ -163,7 +163,7 @@ def _secrets(given: Env) -> dict[str, str]:
 
 def _make_secrets(path: Path) -> dict[str, str]:
     """Written beside, then linked: of several processes that start at once, one wins and all read the winner's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
     try:
         with os.fdopen(descriptor, "w") as file:

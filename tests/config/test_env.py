@@ -47,6 +47,7 @@ def test_secrets_are_made_once_and_only_their_owner_can_read_them(home: Path) ->
     assert len(set(secrets)) == 3
     assert all(len(secret) >= 48 for secret in secrets)
     assert stat.S_IMODE((home / "secrets.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
 def test_a_secret_that_is_told_wins_over_the_one_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
