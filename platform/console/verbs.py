@@ -4,7 +4,7 @@ Nothing is decided here. What a service refuses becomes an error on the form.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from django import forms
 from django.contrib import messages
@@ -19,8 +19,6 @@ from tenants.errors import PlatformError
 from tenants.models import Role
 
 if TYPE_CHECKING:
-    from console.base import ConsoleAdmin
-
     VerbView = FormView["VerbForm"]
 else:
     VerbView = FormView
@@ -37,6 +35,22 @@ class VerbForm(forms.Form):
 
     def prepare(self) -> None:
         """Narrow the fields to this person and row."""
+
+
+class Page(Protocol):
+    """What a verb asks of the page that it belongs to."""
+
+    admin_site: Any
+
+    def get_object(self, request: HttpRequest, object_id: str) -> Any: ...
+
+    def missing(self, request: HttpRequest, object_id: str) -> HttpResponseBase: ...
+
+    def tenant_of(self, obj: Any) -> Any: ...
+
+    def url_of(self, row: Model) -> str: ...
+
+    def url_of_list(self) -> str: ...
 
 
 class Verb(VerbView):
@@ -56,11 +70,11 @@ class Verb(VerbView):
     form_class = VerbForm
     template_name = "console/verb.html"
 
-    admin: "ConsoleAdmin" = None  # type: ignore[assignment]  # `as_view` sets it
+    admin: "Page" = None  # type: ignore[assignment]  # `as_view` sets it
     target: Any = None
 
     @classmethod
-    def entry(cls, admin: "ConsoleAdmin") -> Callable[..., HttpResponseBase]:
+    def entry(cls, admin: "Page") -> Callable[..., HttpResponseBase]:
         """The view that a URL leads to."""
         return admin.admin_site.admin_view(cls.as_view(admin=admin))
 
