@@ -1,10 +1,11 @@
-"""Knows what of a base model an adapter must fit: its linears' and embeddings' names and shapes; never its weights."""
+"""Knows what of a base model an adapter must fit: its parameters' names and shapes; never its weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ Shapes = Mapping[str, tuple[int, int]]
 @dataclass(frozen=True)
 class BaseSpec:
     """`linears` maps every torch.nn.Linear of named_modules() to (out, in), the output head among them;
-    `embeddings` every torch.nn.Embedding to (rows, width). `head` is the output head's name, "" if it is no linear.
-    `tied`: the head's weight is the input embedding's.
+    `embeddings` every torch.nn.Embedding to (rows, width); `vectors` every parameter of one dimension (biases, norms'
+    weights) to its length. `head` is the output head's name, "" if it is no linear. `tied`: the head's weight is the
+    input embedding's.
     """
 
     architecture: str
@@ -28,6 +30,18 @@ class BaseSpec:
     embeddings: Shapes
     tied: bool
     head: str = "lm_head"
+    vectors: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Every parameter that an adapter may replace, to its shape."""
+        matrices = {f"{name}.weight": shape for name, shape in (*self.linears.items(), *self.embeddings.items())}
+        return matrices | {name: (length,) for name, length in self.vectors.items()}
+
+    @property
+    def input_embedding(self) -> str:
+        """The embedding that the head may be tied to; "" where none has its shape."""
+        return next((name for name, shape in self.embeddings.items() if shape == self.linears.get(self.head)), "")
 
     def to_json(self) -> dict[str, Any]:
         """A document of plain dicts, lists, strings and numbers."""
@@ -40,15 +54,21 @@ class BaseSpec:
             "embeddings": {name: list(shape) for name, shape in self.embeddings.items()},
             "tied": self.tied,
             "head": self.head,
+            "vectors": dict(self.vectors),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any] | str | bytes) -> BaseSpec:
         """The inverse of `to_json`, from the document or its text."""
         plain = json.loads(document) if isinstance(document, str | bytes) else dict(document)
-        for field in ("linears", "embeddings"):
-            plain[field] = {name: (int(rows), int(columns)) for name, (rows, columns) in plain[field].items()}
+        for kind in ("linears", "embeddings"):
+            plain[kind] = {name: (int(rows), int(columns)) for name, (rows, columns) in plain[kind].items()}
         return cls(**plain)
+
+
+def routed(name: str) -> bool:
+    """Whether a module is one of a mixture's experts: its rows are gathered tokens, which no batch order describes."""
+    return ".experts." in f"{name}."
 
 
 def describe(source: str) -> BaseSpec:
@@ -69,6 +89,7 @@ def describe(source: str) -> BaseSpec:
         embeddings=_embeddings(model),
         tied=_tied(model, text),
         head=_head(model),
+        vectors={name: len(parameter) for name, parameter in model.named_parameters() if parameter.dim() == 1},
     )
 
 

@@ -24,6 +24,7 @@ class Limits:
     patterns: int = 4_096
     pattern_length: int = 4_096
     pattern_steps: int = 4_000_000
+    saved: int = 64
 
 
 DEFAULT = Limits()

@@ -35,7 +35,10 @@ def placements(config: PeftConfig, base: BaseSpec, limits: Limits = DEFAULT) -> 
     """Every linear and embedding of `base` that `config` targets, in the base's order. Raises PatternError."""
     budget = Budget(limits.pattern_steps)
     targeted = _targets(config, base, budget)
-    names = [name for name in (*base.linears, *base.embeddings) if targeted(name)]
+    chosen = {name for name in (*base.linears, *base.embeddings) if targeted(name)}
+    if config.tie and base.tied and base.input_embedding in chosen:
+        chosen.add(base.head)
+    names = [name for name in (*base.linears, *base.embeddings) if name in chosen]
     ranks = [(_suffix(key, budget), rank) for key, rank in config.rank_pattern.items()]
     alphas = [(_suffix(key, budget), alpha) for key, alpha in config.alpha_pattern.items()]
     placed = {}
@@ -46,10 +49,41 @@ def placements(config: PeftConfig, base: BaseSpec, limits: Limits = DEFAULT) -> 
     return placed
 
 
+def retrained(config: PeftConfig, base: BaseSpec) -> dict[str, set[str]]:
+    """The parameters of `base` in the modules that each name of modules_to_save ends.
+
+    PEFT (`_set_trainable`, utils/other.py) takes the end of a module's name, not its last part: "norm" is
+    input_layernorm too. Below such a module everything is retrained.
+    """
+    found: dict[str, set[str]] = {name: set() for name in config.saved}
+    for parameter in base.parameters:
+        parts = parameter.split(".")
+        modules = [".".join(parts[:length]) for length in range(1, len(parts))] if config.saved else []
+        for name in config.saved:
+            if any(module.endswith(name) for module in modules):
+                found[name].add(parameter)
+    for parameters in found.values():
+        if config.tie and base.tied and f"{base.input_embedding}.weight" in parameters:
+            parameters.add(f"{base.head}.weight")
+    return found
+
+
 def _targets(config: PeftConfig, base: BaseSpec, budget: Budget) -> Match:
     excluded = _excludes(config.excluded, budget)
+    saved = _saves(config, budget)
     included = _includes(config, base, budget)
-    return lambda name: not excluded(name) and included(name)
+    return lambda name: not excluded(name) and not saved(name) and included(name)
+
+
+def _saves(config: PeftConfig, budget: Budget) -> Match:
+    """A module that is retrained as a whole has no LoRA, nor has anything in it. As in PEFT a dot is any character."""
+    expressions = [re.compile(rf"(^|.*\.){name}($|\..*)") for name in config.saved]
+
+    def saved(name: str) -> bool:
+        budget.spend(5 * len(expressions))
+        return any(expression.match(name) for expression in expressions)
+
+    return saved
 
 
 def _excludes(excluded: frozenset[str] | str, budget: Budget) -> Match:

@@ -1,57 +1,51 @@
-"""Knows how PEFT names an adapter's tensors and lays them over a base model's linears; never their values.
+"""Knows how a PEFT adapter's tensors lie over a base model: which does what to which module; never their values.
 
-The tensors in the file lead: each must belong to a linear of the base that the config targets, and each linear that the
-config targets must have its two. PEFT would skip what doesn't match and serve the rest; here that is a refusal.
+The file and the config must agree on every tensor, and the base must have every module. PEFT would skip what doesn't
+match and serve the rest; here that is a refusal.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import Final
 
 from adapters.base import BaseSpec
 from adapters.errors import Finding, Rejected
+from adapters.expected import Wanted, expected, unserved
 from adapters.files import CONFIG, WEIGHTS
 from adapters.header import Header, Tensor
 from adapters.limits import DEFAULT, Limits
-from adapters.matching import Placement, placements
+from adapters.matching import Placement, placements, retrained
+from adapters.names import (
+    BIAS,
+    EMBEDDING_A,
+    EMBEDDING_B,
+    LORA_BIAS,
+    MAGNITUDE,
+    PARTS,
+    WEIGHT,
+    WRAPPED,
+    A,
+    B,
+    Key,
+    foreign,
+    parse,
+    written,
+)
 from adapters.pattern import PatternError, TooCostly
-from adapters.peft_config import PeftConfig, embedding_finding, read_config
+from adapters.peft_config import PeftConfig, read_config
 
-__all__ = ["LoraPair", "PeftConfig", "pairs", "read_config"]
-
-_TENSOR: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_FOREIGN: Final[Mapping[str, tuple[str, str]]] = {
-    "lora_magnitude_vector": (
-        "unsupported-dora",
-        "it belongs to DoRA, which isn't served yet; train the adapter as plain LoRA",
-    ),
-    "lora_embedding_": (
-        "unsupported-embedding",
-        "it adapts an embedding, which isn't served yet; train the layers' linears only",
-    ),
-    "lora_B.bias": (
-        "unsupported-lora-bias",
-        "it is a bias, which isn't served yet; train the adapter with lora_bias=false",
-    ),
-    "base_layer.": ("unsupported-base-weights", "it is a base model's weight; save with save_embedding_layers=False"),
-    "modules_to_save": ("unsupported-modules-to-save", "it is a retrained module; train without modules_to_save"),
-    "lora_velora_embed": (
-        "unsupported-velora",
-        "it belongs to VeLoRA, which isn't served yet; train the adapter as plain LoRA",
-    ),
-    "lora_diag": ("unsupported-kasa", "it belongs to KaSA, which isn't served yet; train the adapter as plain LoRA"),
-    "_orig_mod.": ("unknown-tensor", "it was saved from a compiled model; save the uncompiled one"),
-}
+__all__ = ["Layout", "LoraPair", "PeftConfig", "Replaced", "layout", "read_config"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """`module(x) + scale * (x @ A.T) @ B.T`, A = tensor `a` of shape [rank, inputs], B = tensor `b` of [outputs, rank].
+    """`module(x) + scale * ((x @ A.T) @ B.T + bias)`: A = tensor `a` of [rank, inputs], B = tensor `b` of
+    [outputs, rank], `bias` of [outputs]. On an embedding x is one-hot, and `inputs` the number of its rows.
 
-    `module` is the path in the base's named_modules(); `a` and `b` are names in the safetensors file.
+    With `magnitude` of [outputs], DoRA: what W + scale * B @ A makes of x is multiplied, output by output, by magnitude
+    over that matrix's norm (per row of a linear's weight, per column of an embedding's). `module` is the path in the
+    base's named_modules(); the others are names in the safetensors file, "" where there is none.
     """
 
     module: str
@@ -61,68 +55,80 @@ class LoraPair:
     b: str
     inputs: int
     outputs: int
+    bias: str = ""
+    magnitude: str = ""
 
 
-@dataclass
-class _Found:
-    """The tensors that a file has for one module."""
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """`module` computes with `tensor` of the file instead of its own `parameter` (weight or bias)."""
 
-    a: Tensor | None = None
-    b: Tensor | None = None
+    module: str
+    parameter: str
+    tensor: str
 
 
-def pairs(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = DEFAULT) -> tuple[LoraPair, ...]:
-    """The adapter as pairs over `base`, in the order of the base's linears. Raises Rejected with every finding."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All that an adapter changes, each in the order of the base's modules. A module has one pair at most."""
+
+    linears: tuple[LoraPair, ...]
+    embeddings: tuple[LoraPair, ...] = ()
+    replaced: tuple[Replaced, ...] = ()
+
+
+def layout(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = DEFAULT) -> Layout:
+    """The adapter as changes of `base`'s modules. Raises Rejected with every finding."""
     try:
         placed = placements(config, base, limits)
     except PatternError as error:
         rule = "pattern-too-costly" if isinstance(error, TooCostly) else "pattern"
         message = f"A module pattern in {CONFIG} isn't taken: {error}; use plain module names."
         raise Rejected.because(rule, message) from error
+    wanted = expected(config, base, placed)
     findings: list[Finding] = []
-    modules = _by_module(header, findings)
-    findings += _unmatched(modules, placed, base, config)
-    findings += _misfits(modules, placed, base)
+    found = _by_key(header, wanted, base, findings)
+    findings += _unmatched(found, placed, base, config)
+    findings += unserved(config, base, placed)
+    findings += _unasked(found, wanted, placed)
+    findings += _misfits(found, wanted, base)
     if findings:
         raise Rejected(findings)
-    return tuple(_pair(name, modules[name], placed[name], base) for name in base.linears if name in placed)
+    pairs = [_pair(module, placement, base, found) for module, placement in placed.items()]
+    return Layout(
+        tuple(pair for pair in pairs if pair.module in base.linears),
+        tuple(pair for pair in pairs if pair.module in base.embeddings),
+        tuple(_replaced(found, base, set().union(*retrained(config, base).values()))),
+    )
 
 
-def _by_module(header: Header, findings: list[Finding]) -> dict[str, _Found]:
-    modules: dict[str, _Found] = {}
+def _by_key(header: Header, wanted: Mapping[Key, Wanted], base: BaseSpec, findings: list[Finding]) -> dict[Key, Tensor]:
+    """The file's tensors; a whole parameter that the base doesn't have is no one's."""
+    found = {}
     for name, tensor in header.tensors.items():
-        if matched := _TENSOR.fullmatch(name):
-            found = modules.setdefault(matched["module"], _Found())
-            setattr(found, matched["side"].lower(), tensor)
+        key = parse(name)
+        known = key is not None and (key in wanted or not _is_whole(key) or _parameter(key) in base.parameters)
+        if key is None or not known:
+            findings.append(foreign(name))
         else:
-            findings.append(_foreign(name))
-    return modules
-
-
-def _foreign(name: str) -> Finding:
-    for part, (rule, why) in _FOREIGN.items():
-        if part in name:
-            return Finding(rule, f"Tensor {name} can't be served: {why}.", name)
-    message = f"Tensor {name} isn't one that PEFT writes for LoRA on linears; save the adapter with save_pretrained."
-    return Finding("unknown-tensor", message, name, "base_model.model.<module>.lora_A.weight or .lora_B.weight", name)
+            found[key] = tensor
+    return found
 
 
 def _unmatched(
-    modules: Mapping[str, _Found], placed: Mapping[str, Placement], base: BaseSpec, config: PeftConfig
+    found: Mapping[Key, Tensor], placed: Mapping[str, Placement], base: BaseSpec, config: PeftConfig
 ) -> Iterator[Finding]:
-    """Modules that only the file, only the base or only the config knows."""
-    if modules and not modules.keys() & base.linears.keys():
+    """Modules with LoRA that only the file, only the base or only the config knows."""
+    modules = dict.fromkeys(key.module for key in found if not _is_whole(key))
+    known = base.linears.keys() | base.embeddings.keys()
+    if modules and not modules.keys() & known:
         trained_on = f" (its config names {config.base_model})" if config.base_model else ""
         message = f"None of the adapter's modules is in this base model; upload it for its own{trained_on}."
         yield Finding("wrong-base-model", message, "", base.architecture, config.base_model)
     if not modules and not placed:
         yield Finding("no-modules", f"Nothing in {WEIGHTS} matches target_modules; check which modules were trained.")
-    unserved = [name for name in placed if name == base.head or name not in base.linears]
-    yield from map(embedding_finding, unserved)
     for name in modules:
-        if name in unserved:
-            continue
-        if name not in base.linears:
+        if name not in known:
             message = f"The base model has no linear {name}; upload the adapter for the base model it was trained on."
             yield Finding("unmatched-module", message, name, f"a linear of {base.architecture}", name)
         elif name not in placed:
@@ -130,38 +136,77 @@ def _unmatched(
             yield Finding("untargeted-module", message, name, "a target of the config", name)
 
 
-def _misfits(modules: Mapping[str, _Found], placed: Mapping[str, Placement], base: BaseSpec) -> Iterator[Finding]:
-    """Targeted linears whose tensors are missing or of another shape."""
-    for name, placement in placed.items():
-        if name not in base.linears or name == base.head:
-            continue
-        outputs, inputs = base.linears[name]
-        found = modules.get(name, _Found())
-        yield from _misfit(name, "A", found.a, (placement.rank, inputs), rank_at=0)
-        yield from _misfit(name, "B", found.b, (outputs, placement.rank), rank_at=1)
+def _unasked(
+    found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], placed: Mapping[str, Placement]
+) -> Iterator[Finding]:
+    """Tensors of known modules that the config's kind of training doesn't leave."""
+    for key, tensor in found.items():
+        if key not in wanted and (_is_whole(key) or key.module in placed):
+            kind = PARTS[key.part.removeprefix(WRAPPED)]
+            message = (
+                f"Tensor {tensor.name} is of {kind}, which {CONFIG} doesn't name; upload two files of one adapter."
+            )
+            yield Finding("untargeted-tensor", message, tensor.name, "a tensor that the config asks for", key.part)
 
 
-def _misfit(name: str, side: str, tensor: Tensor | None, shape: tuple[int, int], rank_at: int) -> Iterator[Finding]:
-    expected = str(list(shape))
-    if tensor is None:
-        missing = f"base_model.model.{name}.lora_{side}.weight"
-        message = f"{CONFIG} targets {name}, but {WEIGHTS} lacks its lora_{side}; save the whole adapter and upload it."
-        yield Finding("missing-tensor", message, missing, expected, "nothing")
-    elif len(tensor.shape) != 2:
-        message = f"Tensor {tensor.name} must have two dimensions; gather sharded weights before saving."
-        yield Finding("shape", message, tensor.name, expected, str(list(tensor.shape)))
-    elif tensor.shape[1 - rank_at] != shape[1 - rank_at]:
+def _misfits(found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base: BaseSpec) -> Iterator[Finding]:
+    """Tensors that are missing or of another shape."""
+    for key, want in wanted.items():
+        if (tensor := found.get(key)) is not None:
+            yield from _misfit(key, tensor, want)
+        elif want.needed:
+            message = f"{CONFIG} asks for {key.part} of {key.module}, but {WEIGHTS} lacks it; upload the whole adapter."
+            yield Finding("missing-tensor", message, written(key), str(list(want.shape)), "nothing")
+
+
+def _misfit(key: Key, tensor: Tensor, want: Wanted) -> Iterator[Finding]:
+    if tensor.shape == want.shape:
+        return
+    expected_shape, shape = str(list(want.shape)), str(list(tensor.shape))
+    if len(tensor.shape) != len(want.shape):
+        message = f"Tensor {tensor.name} has not {len(want.shape)} dimensions; gather sharded weights before saving."
+        yield Finding("shape", message, tensor.name, expected_shape, shape)
+    elif any(a != b for at, (a, b) in enumerate(zip(tensor.shape, want.shape, strict=True)) if at != want.rank_at):
+        module = key.module
         message = (
-            f"Tensor {tensor.name} doesn't fit the base model's {name}; upload it for the model it was trained on."
+            f"Tensor {tensor.name} doesn't fit the base model's {module}; upload it for the one it was trained on."
         )
-        yield Finding("wrong-base-model", message, tensor.name, expected, str(list(tensor.shape)))
-    elif tensor.shape[rank_at] != shape[rank_at]:
+        yield Finding("wrong-base-model", message, tensor.name, expected_shape, shape)
+    else:
         message = f"Tensor {tensor.name} has another rank than {CONFIG} says; upload the two files of one adapter."
-        yield Finding("rank-mismatch", message, tensor.name, expected, str(list(tensor.shape)))
+        yield Finding("rank-mismatch", message, tensor.name, expected_shape, shape)
 
 
-def _pair(name: str, found: _Found, placement: Placement, base: BaseSpec) -> LoraPair:
-    assert found.a is not None, name
-    assert found.b is not None, name
-    outputs, inputs = base.linears[name]
-    return LoraPair(name, placement.rank, placement.scale, found.a.name, found.b.name, inputs, outputs)
+def _pair(module: str, placement: Placement, base: BaseSpec, found: Mapping[Key, Tensor]) -> LoraPair:
+    def name(part: str) -> str:
+        tensor = found.get(Key(module, part))
+        return "" if tensor is None else tensor.name
+
+    rank, scale = placement.rank, placement.scale
+    if module in base.linears:
+        outputs, inputs = base.linears[module]
+        a, b = name(A), name(B)
+    else:
+        inputs, outputs = base.embeddings[module]
+        a, b = name(EMBEDDING_A), name(EMBEDDING_B)
+    return LoraPair(module, rank, scale, a, b, inputs, outputs, name(LORA_BIAS), name(MAGNITUDE))
+
+
+def _replaced(found: Mapping[Key, Tensor], base: BaseSpec, saved: Set[str]) -> Iterator[Replaced]:
+    """Whole parameters, in the file's order. A tied base's own weight, saved with the adapter, is loaded into both the
+    embedding and the head, the head's last; a retrained one (`saved`) into its module alone."""
+    whole = {_parameter(key): tensor.name for key, tensor in found.items() if _is_whole(key)}
+    head, embedding = f"{base.head}.{WEIGHT}", f"{base.input_embedding}.{WEIGHT}"
+    if base.tied and not {head, embedding} & saved and (tensor := whole.get(head) or whole.get(embedding)):
+        whole |= {head: tensor, embedding: tensor}
+    for parameter, name in whole.items():
+        module, _, own = parameter.rpartition(".")
+        yield Replaced(module, own, name)
+
+
+def _is_whole(key: Key) -> bool:
+    return key.part.removeprefix(WRAPPED) in (WEIGHT, BIAS)
+
+
+def _parameter(key: Key) -> str:
+    return f"{key.module}.{key.part.removeprefix(WRAPPED)}"

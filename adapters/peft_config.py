@@ -18,18 +18,24 @@ from adapters.files import CONFIG, open_regular
 from adapters.limits import DEFAULT, Limits
 
 ALL_LINEAR: Final = "all-linear"
-EMBEDDING_NAMES: Final = frozenset({"lm_head", "embed_tokens", "embed_out", "wte", "wpe", "word_embeddings"})
 SERVED_INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base weights as they are. The others train against changed ones."""
 
+BIASES: Final = ("none", "all", "lora_only")
+
 _PLAIN: Final = re.compile(r"\^?[\w.-]+")
+_PLAIN_NAME: Final = re.compile(r"[\w.-]{1,200}")
 _CONFIG_CLASS: Final = re.compile(r"[A-Za-z_]\w*")
 _TRANSFORMERS_MODULE: Final = re.compile(r"transformers(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What of an adapter_config.json decides how it is served. `targets` and `excluded` are names, or one regex."""
+    """What of an adapter_config.json decides how it is served. `targets` and `excluded` are names, or one regex.
+
+    `saved`: the ends of retrained modules' names (modules_to_save). `tie`: on a base whose head is its embedding, what
+    is done to the embedding is done to the head (ensure_weight_tying). `bias`: none, all or lora_only.
+    """
 
     rank: int
     alpha: float
@@ -41,6 +47,11 @@ class PeftConfig:
     layers: frozenset[int] = frozenset()
     layers_pattern: tuple[str, ...] = ()
     base_model: str = ""
+    dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    saved: tuple[str, ...] = ()
+    tie: bool = False
 
     @property
     def all_linear(self) -> bool:
@@ -58,15 +69,6 @@ class _Unserved:
 
 _RETRAIN = "train it as plain LoRA, or merge it into its base model"
 _UNSERVED: Final[Mapping[str, _Unserved]] = {
-    "use_dora": _Unserved("unsupported-dora", "was trained with DoRA (use_dora=true)", _RETRAIN),
-    "modules_to_save": _Unserved(
-        "unsupported-modules-to-save",
-        "carries whole retrained modules (modules_to_save)",
-        "train it without modules_to_save",
-    ),
-    "lora_bias": _Unserved(
-        "unsupported-lora-bias", "has biases of its own (lora_bias=true)", "train it with lora_bias=false"
-    ),
     "trainable_token_indices": _Unserved(
         "unsupported-trainable-tokens",
         "has trained single tokens' embeddings (trainable_token_indices)",
@@ -98,11 +100,40 @@ _UNSERVED: Final[Mapping[str, _Unserved]] = {
     ),
 }
 
+_CONVERT: Final = "convert it with save_pretrained(path_initial_model_for_weight_conversion=…)"
+_LOFTQ: Final = "append its initial A and negated initial B to the trained ones, so that it fits the unchanged base,"
+_OTHER_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
+    "prepends trained tokens or states to the prompt, which no linear's change can express": (
+        "ADAPTION_PROMPT",
+        "CPT",
+        "MULTITASK_PROMPT_TUNING",
+        "P_TUNING",
+        "PREFIX_TUNING",
+        "PROMPT_TUNING",
+    ),
+    "scales activations instead of adding a low-rank product": ("IA3", "BEFT", "LN_TUNING", "ROAD"),
+    "rotates or projects the base's weights": ("BOFT", "HRA", "OFT", "OSF"),
+    "draws its projections at random from a seed": ("FROD", "PVERA", "RANDLORA", "UNILORA", "VBLORA", "VERA"),
+    "is no low-rank product of two matrices; convert it with peft.save_as_lora and check what that loses": (
+        "ADALORA",
+        "C3A",
+        "FOURIERFT",
+        "HIRA",
+        "LOHA",
+        "LOKR",
+        "MISS",
+        "SHIRA",
+        "WAVEFT",
+    ),
+    "mixes several adapters by a router": ("POLY", "XLORA"),
+    "trains single tokens' embeddings; train the whole embedding with modules_to_save": ("TRAINABLE_TOKENS",),
+}
+"""Why an adapter of another type has no exact form here, by PEFT's name for the type."""
+
 _WITHOUT_EFFECT: Final = frozenset(
     {
         "base_model_name_or_path",
         "corda_config",
-        "ensure_weight_tying",
         "eva_config",
         "fan_in_fan_out",
         "inference_mode",
@@ -115,24 +146,28 @@ _WITHOUT_EFFECT: Final = frozenset(
         "runtime_config",
     }
 )
-"""Fields that change training or loading, but not what a loaded adapter computes on linears. Never acted on."""
+"""Fields that change training or loading, but not what a loaded adapter computes. Never acted on."""
 
 _CHECKED: Final = frozenset(
     {
         "alpha_pattern",
         "auto_mapping",
         "bias",
+        "ensure_weight_tying",
         "exclude_modules",
         "init_lora_weights",
         "layers_pattern",
         "layers_to_transform",
         "lora_alpha",
+        "lora_bias",
         "megatron_core",
+        "modules_to_save",
         "peft_type",
         "r",
         "rank_pattern",
         "target_modules",
         "task_type",
+        "use_dora",
         "use_rslora",
     }
 )
@@ -145,7 +180,7 @@ def read_config(source: Path | bytes, limits: Limits = DEFAULT) -> PeftConfig:
     if kind != "LORA":
         raise Rejected.because(
             "unsupported-peft-type",
-            f"This adapter is of PEFT's type {_shown(kind)} and only LORA is served; train it with LoraConfig.",
+            f"This adapter is of PEFT's type {_shown(kind)}, which {_reason(kind)}; only LORA is served.",
             expected="LORA",
             found=_shown(kind),
         )
@@ -202,6 +237,11 @@ class _ConfigReader:
             layers=self._layers(),
             layers_pattern=self._layers_pattern(),
             base_model=_text(self._document.get("base_model_name_or_path")),
+            dora=self._flag("use_dora"),
+            lora_bias=self._flag("lora_bias"),
+            bias=self._bias(),
+            saved=self._saved(),
+            tie=self._flag("ensure_weight_tying"),
         )
         self._refuse_contradictions(config)
         return config
@@ -212,13 +252,8 @@ class _ConfigReader:
     def _refuse_unserved(self) -> None:
         for name, unserved in _UNSERVED.items():
             if self._document.get(name):
-                message = f"This adapter {unserved.what}, which this engine doesn't serve yet; {unserved.remedy}."
+                message = f"This adapter {unserved.what}, which isn't served; {unserved.remedy}."
                 self._refuse(unserved.rule, message, f"{name} unset", self._document[name])
-        if self._document.get("bias") not in (None, "none"):
-            message = (
-                "This adapter trains biases (bias), which this engine doesn't serve yet; train it with bias='none'."
-            )
-            self._refuse("unsupported-bias", message, "none", self._document["bias"])
         if self._document.get("task_type") not in (None, "CAUSAL_LM"):
             message = "This adapter is for another kind of model (task_type); only CAUSAL_LM adapters are served."
             self._refuse("unsupported-task", message, "CAUSAL_LM", self._document["task_type"])
@@ -244,8 +279,8 @@ class _ConfigReader:
         init = self._document.get("init_lora_weights", True)
         if not any(init is served or (isinstance(init, str) and init == served) for served in SERVED_INITS):
             message = (
-                f"This adapter was initialised with {_shown(init)}, which changes the base model's weights; convert it "
-                "with save_pretrained(path_initial_model_for_weight_conversion=…) and upload the result."
+                f"This adapter was initialised with {_shown(init)}, which changes the base model's weights; "
+                f"{_LOFTQ if init == 'loftq' else _CONVERT} and upload the result."
             )
             self._refuse("unconverted-init", message, "true, false, gaussian, eva, orthogonal or mica", init)
 
@@ -256,21 +291,36 @@ class _ConfigReader:
             self._refuse("malformed-config", message)
         elif config.layers_pattern and not config.layers:
             self._refuse("malformed-config", "layers_pattern needs layers_to_transform; set both or neither.")
+        if config.lora_bias and config.dora:
+            self._refuse(
+                "malformed-config", "lora_bias and use_dora can't be combined, in PEFT neither; set one of them."
+            )
 
     def _targets(self) -> frozenset[str] | str:
         targets = self._names_or_regex("target_modules")
-        if not targets:
-            if not self._document.get("target_modules"):
-                self._refuse("malformed-config", "target_modules is missing; name the modules that were trained.")
-        elif isinstance(targets, frozenset):
-            self._refuse_embeddings(targets)
+        if not targets and not self._document.get("target_modules"):
+            self._refuse("malformed-config", "target_modules is missing; name the modules that were trained.")
         return targets
 
-    def _refuse_embeddings(self, targets: frozenset[str]) -> None:
-        """By name, so that it is said early. Where modules are excluded only the base model can tell, in peft.pairs."""
-        if not self._document.get("exclude_modules"):
-            embeddings = (name for name in sorted(targets) if name.rpartition(".")[2] in EMBEDDING_NAMES)
-            self.findings.extend(map(embedding_finding, embeddings))
+    def _bias(self) -> str:
+        value = self._document.get("bias") or "none"
+        if isinstance(value, str) and value in BIASES:
+            return value
+        self._refuse("malformed-config", "bias must be none, all or lora_only.", "none, all or lora_only", value)
+        return "none"
+
+    def _saved(self) -> tuple[str, ...]:
+        """Plain names only: PEFT reads them as ends of names here, as expressions there; those are both at once."""
+        value = self._document.get("modules_to_save") or []
+        if (
+            isinstance(value, list)
+            and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in value)
+            and len(value) <= self._limits.saved
+        ):
+            return tuple(value)
+        message = f"modules_to_save must be a list of at most {self._limits.saved} plain module names."
+        self._refuse("malformed-config", message, "", value)
+        return ()
 
     def _names_or_regex(self, name: str) -> frozenset[str] | str:
         value = self._document.get(name)
@@ -345,21 +395,16 @@ class _ConfigReader:
         return ()
 
 
+def _reason(kind: Any) -> str:
+    return next((why for why, kinds in _OTHER_TYPES.items() if kind in kinds), "isn't known here")
+
+
 def _harmless_mapping(key: str, value: Any) -> bool:
     if key == "parent_library":
         return value is None or (isinstance(value, str) and _TRANSFORMERS_MODULE.fullmatch(value) is not None)
     if key == "base_model_class":
         return value is None or (isinstance(value, str) and _CONFIG_CLASS.fullmatch(value) is not None)
     return value is None or isinstance(value, bool)
-
-
-def embedding_finding(name: str) -> Finding:
-    return Finding(
-        "unsupported-embedding",
-        f"This adapter changes {name}, and adapters on embeddings or the output head aren't served yet; "
-        "train it on the linears inside the layers.",
-        found=name,
-    )
 
 
 def _text(value: Any) -> str:

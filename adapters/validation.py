@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections import Counter
@@ -17,7 +18,7 @@ from adapters.errors import Finding, Rejected
 from adapters.files import CHUNK, CONFIG, DROPPED, EXPECTED, WEIGHTS, missing, not_regular, open_regular, unexpected
 from adapters.header import ITEM_BYTES, Header, Tensor, read_header
 from adapters.limits import DEFAULT, Limits
-from adapters.peft import LoraPair, PeftConfig, pairs, read_config
+from adapters.peft import Layout, PeftConfig, layout, read_config
 
 _EXPONENTS: Final = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 """The bits that are all set in infinities and NaNs and in nothing else, by dtype."""
@@ -25,7 +26,10 @@ _EXPONENTS: Final = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16"
 
 @dataclass(frozen=True)
 class Summary:
-    """What a page shows of a valid adapter. `targets`: the last parts of its modules' names. `bytes`: both files."""
+    """What a page shows of a valid adapter. `targets`: the last parts of its modules' names. `bytes`: both files.
+
+    `beside`: what it has besides pairs: dora, lora_bias, or the names of the parameters that it replaces.
+    """
 
     rank_min: int
     rank_max: int
@@ -37,9 +41,10 @@ class Summary:
     dtype: str
     rslora: bool
     base_model: str
+    beside: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "targets": list(self.targets)}
+        return {**asdict(self), "targets": list(self.targets), "beside": list(self.beside)}
 
 
 def validate(folder: Path, base: BaseSpec, limits: Limits = DEFAULT) -> Summary:
@@ -50,7 +55,7 @@ def validate(folder: Path, base: BaseSpec, limits: Limits = DEFAULT) -> Summary:
     """
     size = _check_entries(folder, limits)
     config, header = _read(folder, limits)
-    adapter = pairs(config, header, base, limits)
+    adapter = layout(config, header, base, limits)
     _check_values(folder / WEIGHTS, header)
     return _summary(adapter, config, header, size)
 
@@ -125,18 +130,22 @@ def first_non_finite(source: BinaryIO, tensor: Tensor) -> int | None:
     return None
 
 
-def _summary(adapter: tuple[LoraPair, ...], config: PeftConfig, header: Header, size: int) -> Summary:
-    ranks = [pair.rank for pair in adapter]
+def _summary(adapter: Layout, config: PeftConfig, header: Header, size: int) -> Summary:
+    pairs = adapter.linears + adapter.embeddings
+    ranks = [pair.rank for pair in pairs]
     dtypes = Counter(tensor.dtype for tensor in header.tensors.values())
+    kinds = [name for name, used in (("dora", config.dora), ("lora_bias", config.lora_bias)) if used]
+    replaced = {f"{each.module}.{each.parameter}": None for each in adapter.replaced}
     return Summary(
         rank_min=min(ranks),
         rank_max=max(ranks),
-        modules=len(adapter),
-        targets=tuple(sorted({pair.module.rpartition(".")[2] for pair in adapter})),
+        modules=len(pairs),
+        targets=tuple(sorted({pair.module.rpartition(".")[2] for pair in pairs})),
         tensors=len(header.tensors),
-        parameters=sum(pair.rank * (pair.inputs + pair.outputs) for pair in adapter),
+        parameters=sum(math.prod(tensor.shape) for tensor in header.tensors.values()),
         bytes=size,
         dtype="+".join(sorted(dtypes)),
         rslora=config.rslora,
         base_model=config.base_model,
+        beside=(*kinds, *replaced),
     )

@@ -37,6 +37,12 @@ BASE = BaseSpec(
     linears=_linears(),
     embeddings={"model.embed_tokens": (VOCABULARY, HIDDEN)},
     tied=False,
+    vectors={
+        "model.norm.weight": HIDDEN,
+        **{f"model.layers.{i}.input_layernorm.weight": HIDDEN for i in range(LAYERS)},
+        **{f"model.layers.{i}.self_attn.q_proj.bias": HIDDEN for i in range(LAYERS)},
+        **{f"model.layers.{i}.self_attn.q_norm.weight": HIDDEN // 2 for i in range(LAYERS)},
+    },
 )
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -113,6 +119,20 @@ def tensors(targets: Iterable[str] = ("q_proj", "v_proj"), rank: int = 4, dtype:
         if module.rpartition(".")[2] in set(targets):
             for side, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
                 made[tensor_name(module, side)] = (dtype, shape, values(shape, dtype, len(made)))
+    return made
+
+
+def named(module: str, part: str, *shape: int, dtype: str = "F32") -> Tensors:
+    """One tensor of a module."""
+    return {f"base_model.model.{module}.{part}": (dtype, shape, values(shape, dtype))}
+
+
+def magnitudes(targets: Iterable[str] = ("q_proj", "v_proj")) -> Tensors:
+    """What DoRA adds to `tensors`."""
+    made: Tensors = {}
+    for module, (outputs, _) in BASE.linears.items():
+        if module.rpartition(".")[2] in set(targets):
+            made |= named(module, "lora_magnitude_vector", outputs)
     return made
 
 

@@ -26,6 +26,7 @@ def test_the_description_is_the_loaded_model_s(
     assert spec.embeddings == {
         n: tuple(m.weight.shape) for n, m in modules.items() if isinstance(m, torch.nn.Embedding)
     }
+    assert spec.vectors == {n: len(p) for n, p in model.named_parameters() if p.dim() == 1}
     assert spec.architecture == type(model).__name__
     assert (spec.context_length, spec.vocab_size, spec.hidden_size) == (64, 96, 32)
     assert spec.head == "lm_head"
@@ -49,6 +50,12 @@ def test_a_description_survives_json(base_folder: Callable[[str], Path]) -> None
     spec = describe(str(base_folder("llama")))
     assert BaseSpec.from_json(spec.to_json()) == spec
     assert BaseSpec.from_json(json.dumps(spec.to_json())) == spec
+
+
+def test_a_description_of_before_vectors_were_recorded_is_read(base_folder: Callable[[str], Path]) -> None:
+    document = describe(str(base_folder("llama"))).to_json()
+    del document["vectors"]
+    assert BaseSpec.from_json(document).vectors == {}
 
 
 def test_no_weight_is_read(base_folder: Callable[[str], Path], tmp_path: Path) -> None:

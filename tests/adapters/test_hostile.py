@@ -23,11 +23,14 @@ from adapters.validation import validate
 from tests.adapters.builders import (
     BASE,
     HIDDEN,
+    VOCABULARY,
     Tensors,
     adapter,
     config_bytes,
     container,
     entries,
+    magnitudes,
+    named,
     tarred,
     tensor_name,
     tensors,
@@ -41,6 +44,7 @@ Upload = tuple[str, dict[str, bytes]]
 GOOD = adapter()
 DATA = b"".join(raw for _, _, raw in tensors().values())
 NAMES = list(tensors())
+BIAS = "base_layer.bias"
 
 
 def with_weights(content: bytes) -> dict[str, bytes]:
@@ -204,6 +208,41 @@ def values_that_are_not_finite() -> Iterator[Upload]:
             yield f"{dtype} {pattern:x} at {position}", replaced(NAMES[0], dtype, (4, HIDDEN), bytes(raw))
 
 
+def what_lies_beside_the_pairs() -> Iterator[Upload]:
+    """Magnitudes, biases, embeddings and whole modules that are missing, surplus, misshapen or not finite."""
+    q, embedding = "model.layers.0.self_attn.q_proj", "model.embed_tokens"
+    whole = named("lm_head", "weight", VOCABULARY, HIDDEN)
+    pair = named(embedding, "lora_embedding_A", 4, VOCABULARY) | named(embedding, "lora_embedding_B", HIDDEN, 4)
+    variants: dict[str, tuple[dict[str, Any], Tensors]] = {
+        "dora": ({"use_dora": True}, magnitudes()),
+        "saved": ({"modules_to_save": ["lm_head"]}, whole),
+        "embedding": ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, pair),
+        "bias": (
+            {"bias": "all"},
+            {k: v for i in (0, 1) for k, v in named(q.replace("0", str(i)), BIAS, HIDDEN).items()},
+        ),
+    }
+    for title, (change, more) in variants.items():
+        if title != "saved":  # PEFT saves and loads the head of a resized vocabulary without naming it
+            yield f"{title} that the config doesn't name", with_weights(weights({**tensors(), **more}))
+        yield f"{title} that the file lacks", {CONFIG: config_bytes(**change), WEIGHTS: GOOD[WEIGHTS]}
+        for name, (dtype, shape, raw) in more.items():
+            rest = {key: value for key, value in more.items() if key != name}
+            for number, wrong in enumerate(
+                [(*shape, 1), (shape[0] + 1, *shape[1:]), (0, *shape[1:]), shape[:-1], (2**40,)]
+            ):
+                bad = {name: (dtype, wrong, values(wrong) if wrong != (2**40,) else raw)}
+                upload = weights({**tensors(), **rest, **bad})
+                yield f"{title}: {name} of wrong shape {number}", {CONFIG: config_bytes(**change), WEIGHTS: upload}
+            for number, bits in enumerate((0x7F800000, 0x7FC00000)):
+                spoilt = raw[:-4] + bits.to_bytes(4, "little")
+                upload = weights({**tensors(), **rest, name: (dtype, shape, spoilt)})
+                yield f"{title}: {name} not finite {number}", {CONFIG: config_bytes(**change), WEIGHTS: upload}
+            for number, new in enumerate((f"{name}.weight", name.replace("base_model.", ""), name.upper(), f"{name}2")):
+                upload = weights({**tensors(), **rest, new: (dtype, shape, raw)})
+                yield f"{title}: {name} renamed {number}", {CONFIG: config_bytes(**change), WEIGHTS: upload}
+
+
 def strange_names() -> Iterator[Upload]:
     good = NAMES[0]
     for new in (
@@ -341,6 +380,7 @@ UPLOADS = [
         wrong_types,
         wrong_shapes_and_ranks,
         values_that_are_not_finite,
+        what_lies_beside_the_pairs,
         strange_names,
         configs_that_point_at_code,
         other_formats,

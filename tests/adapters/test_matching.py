@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.base import BaseSpec
-from adapters.matching import placements
+from adapters.matching import placements, retrained
 from adapters.peft_config import PeftConfig
 
 LINEARS = {
@@ -55,7 +55,7 @@ PATTERN = st.one_of(
 )
 
 
-def theirs(targets: Any, excluded: Any, layers: Any, layers_pattern: Any) -> set[str]:
+def theirs(targets: Any, excluded: Any, layers: Any, layers_pattern: Any, saved: Any) -> set[str]:
     from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 
     config = SimpleNamespace(
@@ -64,7 +64,7 @@ def theirs(targets: Any, excluded: Any, layers: Any, layers_pattern: Any) -> set
         exclude_modules=excluded,
         layers_to_transform=layers,
         layers_pattern=layers_pattern,
-        modules_to_save=None,
+        modules_to_save=saved,
     )
     results = {name: check_target_module_exists(config, name) for name in NAMES}
     return {name for name, result in results.items() if result and not isinstance(result, _ExcludedModule)}
@@ -76,12 +76,15 @@ def theirs(targets: Any, excluded: Any, layers: Any, layers_pattern: Any) -> set
     excluded=st.one_of(st.just(frozenset()), REGEX, st.frozensets(NAME, max_size=3)),
     layers=st.frozensets(st.sampled_from([0, 1, 2, 3, 10, 11]), max_size=3),
     layers_pattern=st.sampled_from([(), ("layers",), ("h", "layers"), ("experts",), ("model.layers",), ("h",)]),
+    saved=st.lists(NAME, max_size=2).map(tuple),
 )
-def test_the_same_modules_are_targeted(targets: Any, excluded: Any, layers: Any, layers_pattern: Any) -> None:
+def test_the_same_modules_are_targeted(
+    targets: Any, excluded: Any, layers: Any, layers_pattern: Any, saved: Any
+) -> None:
     if isinstance(targets, str) or not layers:
         layers, layers_pattern = frozenset(), ()
-    config = PeftConfig(4, 8, targets, excluded, layers=layers, layers_pattern=layers_pattern)
-    expected = theirs(targets, excluded or None, sorted(layers) or None, list(layers_pattern) or None)
+    config = PeftConfig(4, 8, targets, excluded, layers=layers, layers_pattern=layers_pattern, saved=saved)
+    expected = theirs(targets, excluded or None, sorted(layers) or None, list(layers_pattern) or None, list(saved))
     assert placements(config, BASE).keys() == expected
 
 
@@ -105,3 +108,24 @@ def test_ranks_alphas_and_scales_are_the_same(ranks: dict[str, int], alphas: dic
 @pytest.mark.parametrize("targets", ["all-linear", "ALL-LINEAR"])
 def test_all_linear_is_every_linear_but_the_head(targets: str) -> None:
     assert placements(PeftConfig(4, 8, targets), BASE).keys() == BASE.linears.keys() - {"lm_head"}
+
+
+def test_what_modules_to_save_names_is_what_peft_wraps() -> None:
+    """PEFT's own `_set_trainable`, over modules of the base's names."""
+    from peft.utils.other import ModulesToSaveWrapper, _set_trainable
+    from torch import nn
+
+    for name in ("q_proj", "proj", "layers.1.mlp", "mlp", "embed_tokens", "lm_head", "experts.3"):
+        model = nn.Module()
+        for path in NAMES:
+            parent = model
+            for part in path.split(".")[:-1]:
+                if not hasattr(parent, part):
+                    parent.add_module(part, nn.Module())
+                parent = getattr(parent, part)
+            parent.add_module(path.rpartition(".")[2], nn.Linear(1, 1, bias=False))
+        _set_trainable(model, "default", [name], inference_mode=False)
+        wrapped = {n for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+        theirs = {path for path in NAMES if any(f"{path}.".startswith(f"{module}.") for module in wrapped)}
+        found = retrained(PeftConfig(4, 8, "q_proj", saved=(name,)), BASE)[name]
+        assert {parameter.removesuffix(".weight") for parameter in found} == theirs

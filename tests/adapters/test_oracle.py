@@ -10,7 +10,7 @@ from adapters.base import describe
 from adapters.errors import Rejected
 from adapters.files import CONFIG, WEIGHTS
 from adapters.header import read_header
-from adapters.peft import LoraPair, pairs, read_config
+from adapters.peft import Layout, layout, read_config
 from adapters.validation import validate
 
 ATTENTION = {"phi3": ["qkv_proj", "o_proj"]}
@@ -68,8 +68,8 @@ def trained(model: Any, folder: Path, **options: Any) -> Any:
     return made
 
 
-def laid(folder: Path, base: Path) -> tuple[LoraPair, ...]:
-    return pairs(read_config(folder / CONFIG), read_header(folder / WEIGHTS), describe(str(base)))
+def laid(folder: Path, base: Path) -> Layout:
+    return layout(read_config(folder / CONFIG), read_header(folder / WEIGHTS), describe(str(base)))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])
@@ -92,7 +92,7 @@ def test_every_pair_is_the_change_that_peft_makes(
     merged = {n: m.weight for n, m in loaded.merge_and_unload(safe_merge=True).named_modules() if n in theirs}
     weights, untouched = load_file(tmp_path / WEIGHTS), dict(small_model(architecture).named_modules())
 
-    ours = laid(tmp_path, base_folder(architecture))
+    ours = laid(tmp_path, base_folder(architecture)).linears
 
     assert {pair.module for pair in ours} == theirs.keys()
     for pair in ours:
@@ -125,17 +125,58 @@ def test_what_peft_saves_is_valid_as_it_is(
 
 
 @pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("llama", {"use_dora": True}),
+        ("llama", {"lora_bias": True}),
+        ("llama", {"modules_to_save": ["lm_head"]}),
+        ("llama", {"modules_to_save": ["embed_tokens", "lm_head"], "use_dora": True}),
+        ("llama", {"modules_to_save": ["norm"]}),
+        ("llama", {"modules_to_save": ["layers.1.mlp"]}),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+        ("gemma", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+        ("gemma", {"target_modules": r".*(q_proj|lm_head)", "ensure_weight_tying": True}),
+        ("gemma", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+        ("gemma", {"modules_to_save": ["lm_head"]}),
+        ("gemma", {"target_modules": ["embed_tokens", "q_proj"]}),
+        ("qwen2", {"bias": "all"}),
+        ("qwen2", {"bias": "lora_only"}),
+        ("mixtral", {"target_modules": ["q_proj", "o_proj"], "use_dora": True}),
+    ],
+    ids=str,
+)
+def test_every_variant_that_peft_saves_is_valid_as_it_is(
+    architecture: str,
+    options: dict[str, Any],
+    tmp_path: Path,
+    small_model: Callable[[str], Any],
+    base_folder: Callable[[str], Path],
+) -> None:
+    from safetensors import safe_open
+
+    trained(small_model(architecture), tmp_path, **{"target_modules": ["q_proj"], **options})
+    validate(tmp_path, describe(str(base_folder(architecture))))
+    laid_out = laid(tmp_path, base_folder(architecture))
+    used = {name for pair in laid_out.linears + laid_out.embeddings for name in (pair.a, pair.b)}
+    used |= {name for pair in laid_out.linears + laid_out.embeddings for name in (pair.bias, pair.magnitude) if name}
+    used |= {replaced.tensor for replaced in laid_out.replaced}
+    with safe_open(tmp_path / WEIGHTS, "np") as saved:
+        left_out = set(saved.keys()) - used
+        if left_out:  # a tied weight, saved once more under the embedding's name
+            twice = saved.get_tensor("base_model.model.lm_head.base_layer.weight")
+            assert left_out == {"base_model.model.model.embed_tokens.base_layer.weight"}
+            assert (saved.get_tensor(left_out.pop()) == twice).all()
+
+
+@pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"use_dora": True}, "unsupported-dora"),
-        ({"lora_bias": True}, "unsupported-lora-bias"),
-        ({"modules_to_save": ["lm_head"]}, "unsupported-modules-to-save"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "unsupported-embedding"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "unsupported-embedding"),
         ({"trainable_token_indices": [1, 2]}, "unsupported-trainable-tokens"),
         ({"layer_replication": [(0, 2), (1, 2)]}, "unsupported-layer-replication"),
         ({"init_lora_weights": "pissa"}, "unconverted-init"),
         ({"init_lora_weights": "olora"}, "unconverted-init"),
+        ({"modules_to_save": ["rotary_emb"]}, "unmatched-module"),
     ],
     ids=str,
 )

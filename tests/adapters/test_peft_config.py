@@ -102,11 +102,6 @@ def test_the_short_configs_of_old_peft_versions_are_taken() -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"use_dora": True}, "unsupported-dora"),
-        ({"modules_to_save": ["lm_head"]}, "unsupported-modules-to-save"),
-        ({"bias": "all"}, "unsupported-bias"),
-        ({"bias": "lora_only"}, "unsupported-bias"),
-        ({"lora_bias": True}, "unsupported-lora-bias"),
         ({"trainable_token_indices": [1, 2]}, "unsupported-trainable-tokens"),
         ({"trainable_token_indices": {"embed_tokens": [1]}}, "unsupported-trainable-tokens"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "unsupported-layer-replication"),
@@ -119,8 +114,17 @@ def test_the_short_configs_of_old_peft_versions_are_taken() -> None:
         ({"monteclora_config": {"num": 8}}, "unsupported-monteclora"),
         ({"alora_invocation_tokens": [1, 2]}, "unsupported-alora"),
         ({"megatron_config": {"a": 1}}, "unsupported-megatron"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "unsupported-embedding"),
-        ({"target_modules": ["model.embed_tokens"]}, "unsupported-embedding"),
+        ({"use_dora": "yes"}, "malformed-config"),
+        ({"lora_bias": 1}, "malformed-config"),
+        ({"lora_bias": True, "use_dora": True}, "malformed-config"),
+        ({"bias": "some"}, "malformed-config"),
+        ({"bias": ["all"]}, "malformed-config"),
+        ({"modules_to_save": "lm_head"}, "malformed-config"),
+        ({"modules_to_save": [1]}, "malformed-config"),
+        ({"modules_to_save": [""]}, "malformed-config"),
+        ({"modules_to_save": ["(a+)+"]}, "malformed-config"),
+        ({"modules_to_save": ["lm_head"] * 65}, "malformed-config"),
+        ({"ensure_weight_tying": "yes"}, "malformed-config"),
         ({"task_type": "SEQ_CLS"}, "unsupported-task"),
         ({"init_lora_weights": "pissa"}, "unconverted-init"),
         ({"init_lora_weights": "pissa_niter_16"}, "unconverted-init"),
@@ -182,17 +186,47 @@ def test_what_cannot_be_served_exactly_is_refused_by_name(change: dict[str, Any]
 
 def test_the_reason_says_what_the_adapter_is_and_what_to_do() -> None:
     with pytest.raises(Rejected) as refusal:
-        read_config(config_bytes(use_dora=True))
+        read_config(config_bytes(use_qalora=True))
     assert refusal.value.findings[0].message == (
-        "This adapter was trained with DoRA (use_dora=true), which this engine doesn't serve yet; "
+        "This adapter was trained with QALoRA (use_qalora=true), which isn't served; "
         "train it as plain LoRA, or merge it into its base model."
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("IA3", "scales activations"),
+        ("PROMPT_TUNING", "prepends trained tokens"),
+        ("VERA", "at random from a seed"),
+        ("LOHA", "peft.save_as_lora"),
+        ("SOMETHING_NEW", "isn't known here"),
+    ],
+)
+def test_another_type_is_refused_with_the_reason(kind: str, reason: str) -> None:
+    with pytest.raises(Rejected, match=reason) as refusal:
+        read_config(config_bytes(peft_type=kind))
+    assert kind in refusal.value.findings[0].message
+
+
+@pytest.mark.parametrize(("init", "remedy"), [("pissa", "path_initial_model"), ("loftq", "append its initial A")])
+def test_an_initialisation_that_changes_the_base_is_refused_with_the_way_to_convert_it(init: str, remedy: str) -> None:
+    with pytest.raises(Rejected, match=remedy):
+        read_config(config_bytes(init_lora_weights=init))
+
+
+def test_what_is_trained_beside_the_pairs_is_read() -> None:
+    read = read_config(
+        config_bytes(use_dora=True, bias="lora_only", modules_to_save=["lm_head", "norm"], ensure_weight_tying=True)
+    )
+    assert (read.dora, read.bias, read.saved, read.tie) == (True, "lora_only", ("lm_head", "norm"), True)
+    assert read_config(config_bytes(lora_bias=True)).lora_bias
+
+
 def test_all_reasons_are_told_at_once() -> None:
-    assert set(rules(config_bytes(use_dora=True, r=0, lora_alpha=-1, bias="all", surprise=1))) == {
-        "unsupported-dora",
-        "unsupported-bias",
+    assert set(rules(config_bytes(use_qalora=True, r=0, lora_alpha=-1, bias="most", surprise=1))) == {
+        "unsupported-qalora",
+        "malformed-config",
         "unknown-config-field",
         "rank",
         "alpha",

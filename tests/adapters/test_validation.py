@@ -16,6 +16,7 @@ from tests.adapters.builders import (
     Tensors,
     adapter,
     config_bytes,
+    magnitudes,
     tensor_name,
     tensors,
     values,
@@ -54,6 +55,15 @@ def test_a_valid_adapter_is_summed_up(tmp_path: Path) -> None:
         rslora=False,
         base_model="acme/base",
     )
+
+
+def test_what_an_adapter_has_beside_its_pairs_is_summed_up(tmp_path: Path) -> None:
+    made = {**tensors(), **magnitudes(), "base_model.model.lm_head.weight": ("F32", (64, 16), values((64, 16)))}
+    files = {CONFIG: config_bytes(use_dora=True, modules_to_save=["lm_head"]), WEIGHTS: weights(made)}
+    summary = validate(write(tmp_path, files), BASE)
+    assert summary.beside == ("dora", "lm_head.weight")
+    assert summary.to_json()["beside"] == ["dora", "lm_head.weight"]
+    assert (summary.modules, summary.tensors) == (4, 13)
 
 
 def test_the_name_of_the_base_model_decides_nothing(tmp_path: Path) -> None:
@@ -182,9 +192,9 @@ def test_the_limits_on_rank_and_tensors_hold(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_either_file_is_told_together(tmp_path: Path) -> None:
-    folder = write(tmp_path, {CONFIG: config_bytes(use_dora=True), WEIGHTS: struct.pack("<Q", 2**60)})
-    assert rules(folder) == ("unsupported-dora", "header-too-large") or rules(folder) == (
-        "unsupported-dora",
+    folder = write(tmp_path, {CONFIG: config_bytes(use_qalora=True), WEIGHTS: struct.pack("<Q", 2**60)})
+    assert rules(folder) == ("unsupported-qalora", "header-too-large") or rules(folder) == (
+        "unsupported-qalora",
         "truncated",
     )
 

@@ -1,0 +1,98 @@
+"""Knows which tensors an adapter's config promises for a base model, and their shapes; never what a file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from adapters.base import BaseSpec, routed
+from adapters.errors import Finding
+from adapters.files import CONFIG
+from adapters.matching import Placement, retrained
+from adapters.names import BIAS, EMBEDDING_A, EMBEDDING_B, LORA_BIAS, MAGNITUDE, WEIGHT, WRAPPED, A, B, Key
+from adapters.peft_config import PeftConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One tensor. `rank_at`: which of its dimensions is the rank, -1 for none. `needed`: the file must have it."""
+
+    shape: tuple[int, ...]
+    rank_at: int = -1
+    needed: bool = True
+
+
+def expected(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> dict[Key, Wanted]:
+    """Every tensor that the file must or may hold."""
+    wanted = dict(_pairs(config, base, placed))
+    whole = _biases(config, base, placed).union(*retrained(config, base).values())
+    for parameter in base.parameters:
+        if parameter in whole:
+            wanted[_whole(parameter, placed)] = Wanted(base.parameters[parameter])
+    for parameter in _base_weights(base):
+        wanted.setdefault(_whole(parameter, placed), Wanted(base.parameters[parameter], needed=False))
+    return wanted
+
+
+def unserved(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> Iterator[Finding]:
+    """What the config asks for and this engine can't do on this base, whatever the file holds."""
+    saved = retrained(config, base)
+    whole = sorted(_biases(config, base, placed).union(*saved.values()))
+    for name, parameters in saved.items():
+        if not parameters:
+            message = f"modules_to_save names {name}, of which the base model has nothing that can be served."
+            yield Finding("unmatched-module", message, name, f"a module of {base.architecture}", name)
+    for module in (*placed, *(parameter.rpartition(".")[0] for parameter in whole)):
+        if routed(module):
+            message = f"This adapter changes {module}, an expert of a mixture, which isn't served; leave experts out."
+            yield Finding("unsupported-experts", message, module, "modules outside of experts", module)
+    if config.lora_bias:
+        for module in placed:
+            if module in base.embeddings:
+                message = f"lora_bias can't be trained on the embedding {module}; set lora_bias=false."
+                yield Finding("malformed-config", message, module)
+    for parameter in whole:
+        module = parameter.rpartition(".")[0]
+        if parameter in base.vectors and module not in base.linears and base.vectors[parameter] != base.hidden_size:
+            message = (
+                f"{CONFIG} has {parameter} retrained, which isn't served: of modules that are neither linear nor "
+                "embedding only norms over the hidden size are; leave it out."
+            )
+            yield Finding("unsupported-module", message, parameter, f"[{base.hidden_size}]", parameter)
+
+
+def _pairs(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> Iterator[tuple[Key, Wanted]]:
+    for module, placement in placed.items():
+        if module in base.linears:
+            outputs, inputs = base.linears[module]
+            names = (A, B)
+        else:
+            inputs, outputs = base.embeddings[module]
+            names = (EMBEDDING_A, EMBEDDING_B)
+        yield Key(module, names[0]), Wanted((placement.rank, inputs), rank_at=0)
+        yield Key(module, names[1]), Wanted((outputs, placement.rank), rank_at=1)
+        if config.dora:
+            yield Key(module, MAGNITUDE), Wanted((outputs,))
+        if config.lora_bias and module in base.linears:
+            yield Key(module, LORA_BIAS), Wanted((outputs,))
+
+
+def _biases(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> set[str]:
+    """The base's own biases that were trained."""
+    biases = {name for name in base.vectors if name.endswith(f".{BIAS}")}
+    if config.bias == "lora_only":
+        return {name for name in biases if name.removesuffix(f".{BIAS}") in placed}
+    return biases if config.bias == "all" else set()
+
+
+def _base_weights(base: BaseSpec) -> Iterator[str]:
+    """PEFT saves the base's own embedding and head beside LoRA on them (save_embedding_layers), and loads them."""
+    for module in (base.input_embedding, base.head):
+        for part in (WEIGHT, BIAS):
+            if (parameter := f"{module}.{part}") in base.parameters:
+                yield parameter
+
+
+def _whole(parameter: str, placed: Mapping[str, Placement]) -> Key:
+    module, _, part = parameter.rpartition(".")
+    return Key(module, f"{WRAPPED}{part}" if module in placed else part)
