@@ -59,7 +59,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         self._ids = itertools.count()
         self._streams: dict[int, asyncio.Queue[Event]] = {}
         self._cache = cache
-        self._loader = Loader(cache, model.spec, model.device)
+        self._loader = Loader(cache, model.spec, model.sites.frozen, model.device)
         blocks = count_blocks(model, arguments.kv_tokens)
         spec = model.spec
         limits = Limits(spec.context_length, spec.vocab_size, arguments.max_rows, arguments.max_batch_tokens)

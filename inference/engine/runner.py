@@ -29,6 +29,7 @@ class Runner:
         tokens = [token for row in rows for token in row.sequence.tokens[row.start : row.start + row.count]]
         positions = [position for row in rows for position in range(row.start, row.start + row.count)]
         samplers = [row for row in rows if row.samples]
+        self._model.sites.head.segments = Segments.of([row.sequence.slot for row in samplers], [1] * len(samplers))
         ends = torch.tensor(counts).cumsum(0) - 1
         logits = self._model.logits(
             torch.tensor(tokens, device=device),

@@ -1,29 +1,33 @@
 """Knows how a linear layer adds each row's adapter to its output; never where adapters come from."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from inference.kernels.sgmm import Segments, Table, sgmm_
-from inference.lora.weights import AdapterWeights
+from inference.lora.weights import Correction
 
 
 @dataclass
 class Batch:
-    """What the linears must know of the step under way; the runner sets it, all linears of a model share it."""
+    """What the layers must know of the step under way; the runner sets it, layers that see the same rows share it."""
 
     segments: Segments = field(default_factory=lambda: Segments.of([], []))
 
 
 class LoraLinear(nn.Module):
-    """y = linear(x), then each segment's low-rank product added in place. x: [..., in], rows in the batch's order."""
+    """y = linear(x), corrected where a slot asks for it, then each segment's low-rank product added in place.
+
+    x: [..., in], rows in the batch's order. A slot without correction costs nothing, one with it its own rows.
+    """
 
     def __init__(self, linear: nn.Linear, table: Table, batch: Batch) -> None:
         super().__init__()
         self.linear = linear
         self.table = table
         self.batch = batch
+        self.corrections: dict[int, Correction] = {}
 
     @property
     def weight(self) -> Tensor:
@@ -36,26 +40,24 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.linear(x)
         if not self.batch.segments.empty:
-            sgmm_(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), self.table, self.batch.segments)
+            rows, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+            if self.corrections:
+                self._correct(rows, inputs)
+            sgmm_(rows, inputs, self.table, self.batch.segments)
         return y
 
+    def _correct(self, y: Tensor, x: Tensor) -> None:
+        for start, end, slot in self.batch.segments:
+            correction = self.corrections.get(slot)
+            if correction is not None:
+                correct_(y[start:end], x[start:end], correction)
 
-class Sites:
-    """Every linear that adapters may change, by module path. `wanted` picks them; the model is changed in place."""
 
-    def __init__(self, model: nn.Module, slots: int, wanted: Callable[[str], bool]) -> None:
-        self.batch = Batch()
-        self.tables: dict[str, Table] = {}
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(n)}
-        for name, linear in linears.items():
-            self.tables[name] = table = Table(slots, linear.in_features, linear.out_features)
-            model.set_submodule(name, LoraLinear(linear, table, self.batch))
-
-    def install(self, slot: int, weights: AdapterWeights) -> None:
-        """Make a slot's rows use these weights. The slot must be empty."""
-        for module, (a, b, scale) in weights.pairs.items():
-            self.tables[module].set(slot, a, b, scale)
-
-    def clear(self, slot: int) -> None:
-        for table in self.tables.values():
-            table.clear(slot)
+def correct_(y: Tensor, x: Tensor, correction: Correction) -> None:
+    """Bring one segment's y = linear(x), in place, to what the correction says."""
+    if correction.weight is not None:
+        y.copy_(functional.linear(x, correction.weight))
+    if correction.factor is not None:
+        y.mul_(correction.factor)
+    if correction.shift is not None:
+        y.add_(correction.shift)

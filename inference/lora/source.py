@@ -2,10 +2,12 @@
 
 import shutil
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.errors import Corrupt, Missing, Rejected
@@ -49,9 +51,12 @@ class DiskCache:
 class Loader:
     """Reads adapters in threads of its own, so that no step waits for a disk. Futures fail with inference.errors."""
 
-    def __init__(self, cache: DiskCache, base: BaseSpec, device: torch.device, threads: int = 2) -> None:
+    def __init__(
+        self, cache: DiskCache, base: BaseSpec, frozen: Mapping[str, Tensor], device: torch.device, threads: int = 2
+    ) -> None:
         self._cache = cache
         self._base = base
+        self._frozen = frozen
         self._device = device
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="adapter-loader")
 
@@ -63,7 +68,7 @@ class Loader:
 
     def _load(self, digest: str) -> AdapterWeights:
         try:
-            return weights.read(self._cache.path(digest), self._base, self._device)
+            return weights.read(self._cache.path(digest), self._base, self._device, self._frozen)
         except Missing as error:
             raise AdapterMissing(f"The artifact store has no version {digest}.") from error
         except Corrupt as error:

@@ -1,7 +1,11 @@
-"""Knows how an adapter's files become tensors on the device; never slots, requests or where the files came from."""
+"""Knows how an adapter's files become tensors on the device; never slots, requests or where the files came from.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+All that depends on the base's own weights (DoRA's norms, what a trained bias differs by) is computed here, in the
+loader's thread, so that a step only multiplies and adds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,28 +14,173 @@ from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.header import read_header
-from adapters.peft import pairs, read_config
+from adapters.peft import Layout, LoraPair, layout, read_config
+from inference.lora import dora
+
+ALIGNMENT = 64  # bytes; a cache line
+
+Pair = tuple[Tensor, Tensor, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What a slot's rows do to a module's own output y before the pair is added: `y = y * factor + shift`, each [out].
+
+    `weight`, the module's own if None: y is computed with it instead, and without bias.
+    """
+
+    weight: Tensor | None = None
+    factor: Tensor | None = None
+    shift: Tensor | None = None
+
+    @property
+    def empty(self) -> bool:
+        return self.weight is None and self.factor is None and self.shift is None
+
+    def map(self, convert: Callable[[Tensor], Tensor]) -> "Correction":
+        parts = (self.weight, self.factor, self.shift)
+        return Correction(*(None if part is None else convert(part) for part in parts))
+
+
+@dataclass(frozen=True, eq=False)
 class AdapterWeights:
-    """By module path, A [rank, in], B [out, rank] and the scale; views into one buffer of `nbytes` on the device."""
+    """An adapter by module path; all tensors are views into one buffer of `nbytes` on the device.
 
-    pairs: Mapping[str, tuple[Tensor, Tensor, float]]
+    pairs        of linears: A [rank, in], B [out, rank] and the scale
+    embeddings   of embeddings: A transposed [rows, rank], B [width, rank] and the scale
+    corrections  of linears and embeddings
+    parameters   of other modules (norms): what replaces their own, by name
+    """
+
+    pairs: Mapping[str, Pair]
     nbytes: int
+    embeddings: Mapping[str, Pair] = field(default_factory=dict)
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    parameters: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def map(self, convert: Callable[[Tensor], Tensor]) -> "AdapterWeights":
+        """The same with every tensor converted."""
+
+        def pairs(old: Mapping[str, Pair]) -> dict[str, Pair]:
+            return {module: (convert(a), convert(b), scale) for module, (a, b, scale) in old.items()}
+
+        return AdapterWeights(
+            pairs(self.pairs),
+            self.nbytes,
+            pairs(self.embeddings),
+            {module: correction.map(convert) for module, correction in self.corrections.items()},
+            {module: {name: convert(p) for name, p in own.items()} for module, own in self.parameters.items()},
+        )
 
 
-def read(folder: Path, base: BaseSpec, device: torch.device, dtype: torch.dtype | None = None) -> AdapterWeights:
-    """An adapter's tensors in their own dtype, or in `dtype`. Raises Rejected if they don't fit `base`."""
+def read(folder: Path, base: BaseSpec, device: torch.device, frozen: Mapping[str, Tensor]) -> AdapterWeights:
+    """An adapter's tensors; pairs in their own dtype, what replaces the base's in the base's.
+
+    `frozen`: the base's parameters by name, on whatever device. Raises Rejected if the files don't fit `base`.
+    """
     file = folder / "adapter_model.safetensors"
-    layout = pairs(read_config(folder / "adapter_config.json"), read_header(file), base)
-    with safe_open(file, framework="pt") as tensors:
-        parts = [tensors.get_tensor(name) for pair in layout for name in (pair.a, pair.b)]
-    dtypes = {part.dtype for part in parts} if dtype is None else {dtype}
-    kept = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    buffer = torch.cat([part.to(kept).reshape(-1) for part in parts]).to(device)
-    views = iter(torch.split(buffer, [part.numel() for part in parts]))
-    placed = {
-        pair.module: (next(views).view(pair.rank, -1), next(views).view(-1, pair.rank), pair.scale) for pair in layout
-    }
-    return AdapterWeights(placed, buffer.numel() * buffer.element_size())
+    plan = layout(read_config(folder / "adapter_config.json"), read_header(file), base)
+    with safe_open(file, framework="pt") as tensors, torch.inference_mode():
+        return _packed(_Reader(tensors.get_tensor, frozen).read(plan, base), device)
+
+
+class _Reader:
+    """Makes the tensors of one adapter, loose."""
+
+    def __init__(self, tensor: Callable[[str], Tensor], frozen: Mapping[str, Tensor]) -> None:
+        self._tensor = tensor
+        self._frozen = frozen
+
+    def read(self, plan: Layout, base: BaseSpec) -> AdapterWeights:
+        changed = self._changed(plan)
+        pairs: dict[str, Pair] = {}
+        embeddings: dict[str, Pair] = {}
+        corrections: dict[str, Correction] = {}
+        for pair in plan.linears:
+            own = changed.pop(pair.module, {})
+            pairs[pair.module], corrections[pair.module] = self._linear(pair, own)
+        for pair in plan.embeddings:
+            own = changed.pop(pair.module, {})
+            embeddings[pair.module], corrections[pair.module] = self._embedding(pair, own)
+        for module in [module for module in changed if module in base.linears or module in base.embeddings]:
+            own = changed.pop(module)
+            corrections[module] = Correction(own.get("weight"), None, self._shift(module, own))
+        kept = {module: correction for module, correction in corrections.items() if not correction.empty}
+        return AdapterWeights(pairs, 0, embeddings, kept, changed)
+
+    def _changed(self, plan: Layout) -> dict[str, dict[str, Tensor]]:
+        """By module and name, the parameters that the adapter replaces by others than the base has."""
+        read: dict[str, Tensor] = {}
+        changed: dict[str, dict[str, Tensor]] = {}
+        for each in plan.replaced:
+            own = self._frozen[f"{each.module}.{each.parameter}"]
+            new = read.setdefault(each.tensor, self._tensor(each.tensor).to(own))
+            if not torch.equal(new, own):
+                changed.setdefault(each.module, {})[each.parameter] = new
+        return changed
+
+    def _linear(self, pair: LoraPair, own: Mapping[str, Tensor]) -> tuple[Pair, Correction]:
+        a, b = _alike(self._tensor(pair.a), self._tensor(pair.b))
+        weight = own.get("weight")
+        factor = None
+        if pair.magnitude:
+            base = self._frozen[f"{pair.module}.weight"] if weight is None else weight
+            a, b = a.to(base.device, torch.float32), b.to(base.device, torch.float32)
+            factor = self._tensor(pair.magnitude).to(b) / dora.linear_norms(base, a, b, pair.scale)
+            b = factor[:, None] * b
+        extra = pair.scale * self._tensor(pair.bias).float() if pair.bias else None
+        return (a, b, pair.scale), Correction(weight, factor, self._shift(pair.module, own, factor, extra))
+
+    def _embedding(self, pair: LoraPair, own: Mapping[str, Tensor]) -> tuple[Pair, Correction]:
+        a, b = _alike(self._tensor(pair.a).T, self._tensor(pair.b))
+        weight = own.get("weight")
+        factor = None
+        if pair.magnitude:
+            base = self._frozen[f"{pair.module}.weight"] if weight is None else weight
+            a, b = a.to(base.device, torch.float32), b.to(base.device, torch.float32)
+            factor = self._tensor(pair.magnitude).to(b) / dora.embedding_norms(base, a, b, pair.scale)
+            b = factor[:, None] * b
+        return (a, b, pair.scale), Correction(weight, factor)
+
+    def _shift(
+        self, module: str, own: Mapping[str, Tensor], factor: Tensor | None = None, extra: Tensor | None = None
+    ) -> Tensor | None:
+        """What is missing of the bias after y (with the base's bias, unless the weight is replaced) times factor."""
+        base = self._frozen.get(f"{module}.bias")
+        due = own.get("bias", base)
+        if due is not None and ("weight" in own or "bias" in own or factor is not None):
+            assert base is not None
+            has = torch.zeros_like(base) if "weight" in own else base
+            missing = due.float() - (has.float() if factor is None else has.float() * factor)
+            return missing if extra is None else missing + extra.to(missing)
+        return extra
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """In one dtype that holds both exactly: the kernels read a pair as one."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
+
+
+def _packed(loose: AdapterWeights, device: torch.device) -> AdapterWeights:
+    """The same with every tensor a view into one new buffer on the device; one that occurs twice is there once."""
+    places: dict[int, tuple[int, Tensor]] = {}
+    end = 0
+
+    def reserve(tensor: Tensor) -> Tensor:
+        nonlocal end
+        if id(tensor) not in places:
+            places[id(tensor)] = (end, tensor)
+            end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        return tensor
+
+    def view(buffer: Tensor, tensor: Tensor) -> Tensor:
+        start, _ = places[id(tensor)]
+        return buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+    loose.map(reserve)
+    buffer = torch.empty(end, dtype=torch.uint8)
+    for _, tensor in places.values():
+        view(buffer, tensor).copy_(tensor)
+    there = buffer.to(device)
+    return replace(loose.map(lambda tensor: view(there, tensor)), nbytes=end)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adapters.base import BaseSpec, describe
-from inference.lora.linear import Sites
+from inference.lora.sites import Sites
 from inference.models import attention
 from inference.models.attention import PagedCache, UnservedModel
 
@@ -56,7 +56,7 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
     network.train(False).requires_grad_(False).to(device)
     cache = PagedCache()
     attention.attach(network, cache)
-    sites = Sites(network, slots, lambda name: name in spec.linears and name != spec.head)
+    sites = Sites(network, slots, spec)
     model = Model(network, spec, cache, sites, _stops(network), device, dtype)
     _measure(model)
     return model

@@ -1,17 +1,20 @@
 """Models of every promised architecture, adapters that PEFT made for them, and an engine driven step by step."""
 
+import copy
 import itertools
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inference.client import Sampling
@@ -46,6 +49,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 24},
     "gemma": {"num_key_value_heads": 1},
     "phi3": {"sliding_window": 24, "num_key_value_heads": 4},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 56},
 }
 
 
@@ -55,12 +60,25 @@ class Base:
 
     folder: Path
 
+    @cached_property
+    def _network(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    def oracle(self, adapter: Path | None) -> Any:
+        """Transformers' model, with the adapter put in by PEFT."""
+        model = copy.deepcopy(self._network)
+        return model if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
+
+    @torch.inference_mode()
+    def logits(self, adapter: Path | None, prompts: list[list[int]]) -> Tensor:
+        """Of the token after each prompt: [prompts, vocabulary]."""
+        model = self.oracle(adapter)
+        return torch.stack([model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+
     @torch.inference_mode()
     def answers(self, adapter: Path | None, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         """Greedy continuations of exactly `tokens` tokens."""
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
-        if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter).eval()
+        model = self.oracle(adapter)
         model.generation_config.eos_token_id = None
         found = []
         for prompt in prompts:
@@ -69,6 +87,20 @@ class Base:
             output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens)
             found.append(output[0, len(prompt) :].tolist())
         return found
+
+
+@torch.no_grad()
+def train(peft: Any) -> None:
+    """Give everything that PEFT would train another value, far enough to change the answers."""
+    for name, weight in peft.named_parameters():
+        if not weight.requires_grad:
+            continue
+        if "magnitude" in name:
+            weight.mul_(torch.empty_like(weight).uniform_(0.6, 1.5))
+        elif "lora_" in name:
+            weight.add_(torch.empty_like(weight).normal_(std=0.08))
+        else:
+            weight.add_(torch.empty_like(weight).normal_(std=0.1))
 
 
 @dataclass
@@ -132,17 +164,31 @@ class Workshop:
             AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
         return Base(folder)
 
-    def adapter(self, base: Base, seed: int, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
-        """An adapter with random A and B, as PEFT saves it."""
+    def adapter(self, base: Base, seed: int | str, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+        """An adapter whose trained tensors are all random, as PEFT saves it; one for each base and `seed`."""
         folder = self._folder / "adapters" / f"{base.folder.name}-{seed}"
         if not folder.exists():
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
-            peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config))
-            for name, weight in peft.named_parameters():
-                if "lora_" in name:
-                    torch.nn.init.normal_(weight, std=0.08)
+            torch.manual_seed(sum(str(seed).encode()))
+            options = {"task_type": "CAUSAL_LM", "init_lora_weights": False} | config
+            peft: Any = get_peft_model(base.oracle(None), LoraConfig(**options))
+            train(peft)
             peft.to(dtype).save_pretrained(folder)
+        return folder
+
+    def converted(self, base: Base, init: str, **config: Any) -> Path:
+        """An adapter initialised in a way that changes the base, trained, and converted to plain LoRA by PEFT."""
+        folder = self._folder / "adapters" / f"{base.folder.name}-{init}"
+        if not folder.exists():
+            torch.manual_seed(0)
+            peft: Any = get_peft_model(
+                base.oracle(None), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=init, **config)
+            )
+            untrained = folder.with_name(f"{folder.name}-untrained")
+            peft.peft_config["default"].init_lora_weights = True
+            peft.save_pretrained(str(untrained))
+            peft.peft_config["default"].init_lora_weights = init
+            train(peft)
+            peft.save_pretrained(folder, path_initial_model_for_weight_conversion=str(untrained))
         return folder
 
     def base_at(self, folder: Path) -> Base:
@@ -186,7 +232,7 @@ def _at_once(adapters: Mapping[str, Path], model: Model) -> Callable[[str], Futu
     def load_now(digest: str) -> Future[AdapterWeights]:
         future: Future[AdapterWeights] = Future()
         try:
-            future.set_result(read(adapters[digest], model.spec, model.device))
+            future.set_result(read(adapters[digest], model.spec, model.device, model.sites.frozen))
         except Exception as error:
             future.set_exception(error)
         return future
