@@ -76,7 +76,8 @@ class Verb(VerbView):
     @classmethod
     def entry(cls, admin: "Page") -> Callable[..., HttpResponseBase]:
         """The view that a URL leads to."""
-        return admin.admin_site.admin_view(cls.as_view(admin=admin))
+        view: Callable[..., HttpResponseBase] = admin.admin_site.admin_view(cls.as_view(admin=admin))
+        return view
 
     @classmethod
     def applies(cls, target: Any) -> bool:

@@ -157,7 +157,7 @@ async def test_a_client_that_goes_away_frees_its_sequence(client: EngineClient) 
     async for event in stream:
         if isinstance(event, Delta):
             break
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
 
     async def idle() -> bool:
         gauges = (await client.stats()).gauges

@@ -79,7 +79,7 @@ class Soak:
             self.seen["busy"] += 1
             return
         finally:
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
         known = self.known.setdefault((digest, question), text)
         longer, shorter = max(known, text, key=len), min(known, text, key=len)
         assert longer.startswith(shorter.rstrip("\ufffd")), "an answer changed"

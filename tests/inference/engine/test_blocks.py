@@ -52,15 +52,16 @@ def test_hashes_depend_on_adapter_salt_and_everything_before() -> None:
 
 def test_the_law_holds_through_random_leases() -> None:
     draw = random.Random(7)
-    pool, held = BlockPool(24, 16), []
+    pool = BlockPool(24, 16)
+    held: list[list[int]] = []
     for number in range(2000):
         if held and draw.random() < 0.5:
             pool.release(held.pop(draw.randrange(len(held))))
-        elif blocks := pool.match([str(draw.randrange(40)).encode()]):
-            held.append(blocks)
-        elif blocks := pool.lease(draw.randint(1, 4)):
-            pool.seal(blocks[0], str(draw.randrange(40)).encode())
-            held.append(blocks)
+        elif known := pool.match([str(draw.randrange(40)).encode()]):
+            held.append(known)
+        elif fresh := pool.lease(draw.randint(1, 4)):
+            pool.seal(fresh[0], str(draw.randrange(40)).encode())
+            held.append(fresh)
         if number % 10 == 0:
             pool.check()
     assert pool.leased == len({block for blocks in held for block in blocks})

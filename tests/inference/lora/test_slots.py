@@ -32,6 +32,15 @@ class Bench:
     def nbytes(self) -> int:
         return 7
 
+    def state(self, digest: str) -> State | None:
+        slot = self.pool.state(digest)
+        return slot.state if slot else None
+
+    def pinned(self, digest: str) -> int:
+        slot = self.pool.pin(digest)
+        assert slot is not None, f"{digest} is not resident"
+        return slot
+
     def resident(self, *digests: str) -> None:
         for digest in digests:
             self.pool.want(digest)
@@ -61,36 +70,36 @@ def test_the_least_recently_used_unpinned_adapter_makes_room() -> None:
     bench = Bench(slots=3)
     bench.resident("a", "b", "c")
     for digest in "abc":
-        slot = bench.pool.pin(digest)
+        slot = bench.pinned(digest)
         bench.now += 1
         if digest != "a":
             bench.pool.unpin(slot)
     bench.pool.want("d")
-    assert bench.pool.state("b") is None
-    assert bench.pool.state("a").state is State.RESIDENT
-    assert bench.pool.state("c").state is State.RESIDENT
+    assert bench.state("b") is None
+    assert bench.state("a") is State.RESIDENT
+    assert bench.state("c") is State.RESIDENT
 
 
 def test_a_just_loaded_adapter_is_kept_for_who_asked_for_it() -> None:
     bench = Bench(slots=1)
     bench.resident("a")
     bench.pool.want("b")
-    assert bench.pool.state("a") is not None
+    assert bench.state("a") is not None
     bench.now += 11
     bench.pool.want("b")
-    assert bench.pool.state("b").state is State.LOADING
+    assert bench.state("b") is State.LOADING
 
 
 def test_a_pinned_adapter_is_not_emptied_by_eviction_but_after_its_last_sequence() -> None:
     bench = Bench()
     bench.resident("a")
-    slot = bench.pool.pin("a")
+    slot = bench.pinned("a")
     bench.pool.evict("a")
     assert bench.tables[slot]
     assert bench.pool.pin("a") is None, "a draining slot took a new sequence"
     bench.pool.unpin(slot)
     assert slot not in bench.tables
-    assert bench.pool.state("a") is None
+    assert bench.state("a") is None
     bench.pool.check()
 
 
@@ -100,22 +109,22 @@ def test_an_eviction_during_the_load_takes_effect_when_it_is_done() -> None:
     bench.pool.evict("a")
     bench.loads["a"].set_result(bench)
     bench.pool.poll()
-    assert bench.pool.state("a") is None
+    assert bench.state("a") is None
     assert not bench.tables
 
 
 def test_after_its_patience_a_starving_adapter_gets_the_slot_with_the_least_left() -> None:
     bench = Bench(slots=2, patience=1.0)
     bench.resident("a", "b")
-    slots = {digest: bench.pool.pin(digest) for digest in "ab"}
+    slots = {digest: bench.pinned(digest) for digest in "ab"}
     left = {slots["a"]: 50, slots["b"]: 5}
     bench.pool.want("c", left.__getitem__)
-    assert bench.pool.state("b").state is State.RESIDENT
+    assert bench.state("b") is State.RESIDENT
     bench.now += 1.5
     bench.pool.want("c", left.__getitem__)
-    assert bench.pool.state("b").state is State.DRAINING
+    assert bench.state("b") is State.DRAINING
     bench.pool.unpin(slots["b"])
-    assert bench.pool.state("c").state is State.LOADING
+    assert bench.state("c") is State.LOADING
     bench.pool.check()
 
 
@@ -124,7 +133,7 @@ def test_nobody_is_drained_for_an_adapter_that_nobody_waits_for_any_more() -> No
     bench.resident("a")
     bench.pool.pin("a")
     bench.pool.want("b", lambda _: 1)
-    assert bench.pool.state("a").state is State.DRAINING
+    assert bench.state("a") is State.DRAINING
     bench.pool.forget("b")
     assert bench.pool.pin("a") == 0
 
@@ -159,7 +168,7 @@ def test_bringing_an_adapter_is_answered_when_it_is_there() -> None:
 def test_bringing_waits_for_room() -> None:
     bench = Bench(slots=1)
     bench.resident("a")
-    slot = bench.pool.pin("a")
+    slot = bench.pinned("a")
     future = bench.pool.bring("b")
     bench.pool.poll()
     assert "b" not in bench.loads
