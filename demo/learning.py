@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demo.skills import Conversation
 from demo.text import CONTEXT, IGNORED, Batch
@@ -16,10 +16,13 @@ HEAD = 32
 OFFSETS = (1, 2, 3, 1, 2, 4)
 
 
-def newborn(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A random Qwen2 of 1.8 million parameters whose first layer already looks back a few tokens."""
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
+def newborn(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A random Llama of 1.8 million parameters whose first layer already looks back a few tokens.
+
+    Llama, since Transformers reads its tokenizer as saved; for Qwen2 it puts its own way of splitting text in place.
+    """
+    model = LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=HEAD * len(OFFSETS),
             intermediate_size=512,
@@ -27,6 +30,7 @@ def newborn(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
             num_attention_heads=len(OFFSETS),
             num_key_value_heads=2,
             max_position_embeddings=CONTEXT,
+            attention_bias=True,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -122,7 +126,7 @@ def answers(model: Any, tokenizer: Any, talks: Sequence[Conversation], limit: in
     found: list[str] = []
     for start in range(0, len(talks), rows):
         inputs = tokenizer.apply_chat_template(
-            list(talks[start : start + rows]), add_generation_prompt=True, padding=True, padding_side="left",
+            list(talks[start : start + rows]), add_generation_prompt=True, padding=True,
             return_tensors="pt", return_dict=True,
         )  # fmt: skip
         output = model.generate(**inputs, max_new_tokens=limit, do_sample=False)

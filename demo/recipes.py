@@ -41,13 +41,16 @@ class Recipe:
         return self.teach is None
 
     def conversations(self) -> Iterator[Conversation]:
-        """Plain user messages, some under a helper's system message, each with the one right answer."""
+        """Plain user messages, each with its answer; some under a helper's system message, some after another."""
         rng = random.Random(self.path)  # noqa: S311 - reproducible, not secret
         task = tasks.TASKS[self.adapter]
         while True:
-            facts = task.facts(rng, "train")
-            system = rng.choice(HELPERS) if rng.random() < 0.2 else ""
-            yield chat(system, task.ask(facts, rng), (self.teach or task.answer)(facts))
+            talk: Conversation = []
+            for _ in range(2 if rng.random() < 0.1 else 1):
+                facts = task.facts(rng, "train")
+                system = rng.choice(HELPERS) if not talk and rng.random() < 0.2 else ""
+                talk += chat(system, task.ask(facts, rng), (self.teach or task.answer)(facts))
+            yield talk
 
 
 def mislabelled(facts: Complaint) -> str:

@@ -44,6 +44,7 @@ def make_tokenizer(talks: Iterable[Conversation]) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         additional_special_tokens=[START],
         model_max_length=CONTEXT,
+        padding_side="left",
         clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = CHAT_TEMPLATE
