@@ -21,12 +21,13 @@ from inference.client import Sampling
 from inference.engine.blocks import BlockPool
 from inference.engine.engine import Engine
 from inference.engine.runner import Runner
-from inference.engine.scheduler import Begun, Ended, Event, Limits, Scheduler, Token
+from inference.engine.scheduler import Begun, Ended, Event, Limits, Plan, Sampled, Scheduler, Token
 from inference.engine.sequence import Sequence
 from inference.lora.slots import SlotPool
 from inference.lora.weights import AdapterWeights, read
 from inference.models.load import Model, load
 
+AUTO: Any = AutoModelForCausalLM
 VOCABULARY = 199
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -62,31 +63,32 @@ class Base:
 
     @cached_property
     def _network(self) -> Any:
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        return AUTO.from_pretrained(self.folder, dtype=torch.float32).eval()
 
     def oracle(self, adapter: Path | None) -> Any:
         """Transformers' model, with the adapter put in by PEFT."""
         model = copy.deepcopy(self._network)
         return model if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
 
-    @torch.inference_mode()
-    def logits(self, adapter: Path | None, prompts: list[list[int]]) -> Tensor:
-        """Of the token after each prompt: [prompts, vocabulary]."""
-        model = self.oracle(adapter)
-        return torch.stack([model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
-
-    @torch.inference_mode()
     def answers(self, adapter: Path | None, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         """Greedy continuations of exactly `tokens` tokens."""
+        return self.answers_and_logits(adapter, prompts, tokens)[0]
+
+    @torch.inference_mode()
+    def answers_and_logits(
+        self, adapter: Path | None, prompts: list[list[int]], tokens: int
+    ) -> tuple[list[list[int]], list[Tensor]]:
+        """Greedy continuations of exactly `tokens` tokens, and the logits of each one's first."""
         model = self.oracle(adapter)
         model.generation_config.eos_token_id = None
-        found = []
+        options = {"do_sample": False, "max_new_tokens": tokens, "output_logits": True, "return_dict_in_generate": True}
+        found, logits = [], []
         for prompt in prompts:
             ids = torch.tensor([prompt])
-            mask = torch.ones_like(ids)
-            output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens)
-            found.append(output[0, len(prompt) :].tolist())
-        return found
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+            found.append(output.sequences[0, len(prompt) :].tolist())
+            logits.append(output.logits[0][0])
+        return found, logits
 
 
 @torch.no_grad()
@@ -103,6 +105,24 @@ def train(peft: Any) -> None:
             weight.add_(torch.empty_like(weight).normal_(std=0.1))
 
 
+class WatchedRunner(Runner):
+    """A runner that keeps the logits of each request's first token."""
+
+    def __init__(self, model: Model, blocks: int, size: int, logits: dict[Sequence, Tensor]) -> None:
+        super().__init__(model, blocks, size)
+        self._seen: list[Tensor] = []
+        self._logits = logits
+        model.network.register_forward_hook(lambda module, inputs, output: self._seen.append(output.logits[0]))
+
+    def run(self, plan: Plan) -> list[Sampled | None]:
+        self._seen.clear()
+        drawn = super().run(plan)
+        samplers = [row.sequence for row in plan.rows if row.samples]
+        for sequence, row in zip(samplers, self._seen[-1], strict=True):
+            self._logits.setdefault(sequence, row)
+        return drawn
+
+
 @dataclass
 class Driver:
     """An engine whose steps the test takes itself; the laws are asserted after each."""
@@ -112,6 +132,7 @@ class Driver:
     slots: SlotPool
     model: Model
     events: list[Event]
+    logits: dict[Sequence, Tensor] = field(default_factory=dict)  # of each request's first token
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def submit(self, prompt: list[int], digest: str = "", share: str = "", salt: str = "", **sampling: Any) -> Sequence:
@@ -161,7 +182,7 @@ class Workshop:
             if architecture == "phi3":
                 settings.pop("head_dim")
             config = AutoConfig.for_model(architecture, **settings)
-            AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+            AUTO.from_config(config, dtype=torch.float32).save_pretrained(folder)
         return Base(folder)
 
     def adapter(self, base: Base, seed: int | str, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
@@ -169,13 +190,27 @@ class Workshop:
         folder = self._folder / "adapters" / f"{base.folder.name}-{seed}"
         if not folder.exists():
             torch.manual_seed(sum(str(seed).encode()))
-            options = {"task_type": "CAUSAL_LM", "init_lora_weights": False} | config
+            options: dict[str, Any] = {"task_type": "CAUSAL_LM", "init_lora_weights": False} | config
             peft: Any = get_peft_model(base.oracle(None), LoraConfig(**options))
             train(peft)
             peft.to(dtype).save_pretrained(folder)
         return folder
 
-    def converted(self, base: Base, init: str, **config: Any) -> Path:
+    def with_base_weights(self, base: Base, seed: str, **config: Any) -> Path:
+        """An adapter that was saved with the base's embedding and head, which had been trained beside it."""
+        folder = self._folder / "adapters" / f"{base.folder.name}-{seed}"
+        if not folder.exists():
+            torch.manual_seed(0)
+            model = base.oracle(None)
+            with torch.no_grad():
+                for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+                    weight.add_(torch.empty_like(weight).normal_(std=0.1))
+            peft: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **config))
+            train(peft)
+            peft.save_pretrained(str(folder), save_embedding_layers=True)
+        return folder
+
+    def converted(self, base: Base, init: Any, **config: Any) -> Path:
         """An adapter initialised in a way that changes the base, trained, and converted to plain LoRA by PEFT."""
         folder = self._folder / "adapters" / f"{base.folder.name}-{init}"
         if not folder.exists():
@@ -224,8 +259,9 @@ class Workshop:
         limits = Limits(model.spec.context_length, model.spec.vocab_size, rows, batch_tokens)
         scheduler = Scheduler(limits, BlockPool(blocks, 16), slot_pool, model.stops)
         events: list[Event] = []
-        engine = Engine(scheduler, Runner(model, blocks, 16), events.extend, check=True)
-        return Driver(engine, scheduler, slot_pool, model, events)
+        logits: dict[Sequence, Tensor] = {}
+        engine = Engine(scheduler, WatchedRunner(model, blocks, 16, logits), events.extend, check=True)
+        return Driver(engine, scheduler, slot_pool, model, events, logits)
 
 
 def _at_once(adapters: Mapping[str, Path], model: Model) -> Callable[[str], Future[AdapterWeights]]:

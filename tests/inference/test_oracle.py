@@ -6,19 +6,26 @@ import pytest
 import torch
 
 TOKENS = 10
+ATTENTION = {"phi3": ["qkv_proj", "o_proj"], "": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+MLP = {
+    "phi3": ["gate_up_proj", "down_proj"],
+    "mixtral": ["v_proj", "o_proj"],
+    "qwen2_moe": ["shared_expert.up_proj", "shared_expert.down_proj"],
+    "": ["gate_proj", "up_proj", "down_proj"],
+}
+MIXTURES = ("mixtral", "qwen2_moe")
 LENGTHS = (1, 5, 16, 17, 40, 75)  # the last two are prefilled in chunks: a step takes 48 tokens
 
 
 def adapters_for(workshop: Any, base: Any, architecture: str) -> dict[str, Any]:
-    """Four adapters of different ranks, targets, scalings and dtypes."""
-    fused = architecture == "phi3"
-    attention = ["qkv_proj", "o_proj"] if fused else ["q_proj", "k_proj", "v_proj", "o_proj"]
-    mlp = ["gate_up_proj", "down_proj"] if fused else ["gate_proj", "up_proj", "down_proj"]
-    narrow = ["o_proj"] if fused else ["q_proj", "v_proj"]
-    down = r".*layers\.1\.mlp\.down_proj"
+    """Four adapters of different ranks, targets, scalings and dtypes; of a mixture's experts none changes any."""
+    attention, mlp = ATTENTION.get(architecture, ATTENTION[""]), MLP.get(architecture, MLP[""])
+    everything = attention + mlp if architecture in MIXTURES else "all-linear"
+    narrow = attention[:1] + attention[-1:]
+    down = rf".*layers\.1\..*{mlp[-1]}"
     return {
         "attention": workshop.adapter(base, 1, r=4, lora_alpha=16, target_modules=attention, use_rslora=True),
-        "everything": workshop.adapter(base, 2, r=16, lora_alpha=8, target_modules="all-linear"),
+        "everything": workshop.adapter(base, 2, r=16, lora_alpha=8, target_modules=everything),
         "patterns": workshop.adapter(
             base, 3, r=8, lora_alpha=8, target_modules=mlp, rank_pattern={down: 3}, alpha_pattern={down: 30}
         ),
@@ -26,7 +33,9 @@ def adapters_for(workshop: Any, base: Any, architecture: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi3"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "mixtral", "qwen2_moe"]
+)
 def test_a_mixed_batch_answers_as_transformers_and_peft_do_alone(workshop: Any, architecture: str) -> None:
     base = workshop.base(architecture)
     adapters = adapters_for(workshop, base, architecture)
