@@ -10,6 +10,7 @@ from adapters.base import BaseSpec, describe
 from inference.lora.sites import Sites
 from inference.models import attention
 from inference.models.attention import PagedCache, UnservedModel
+from inference.models.packed import pack, worth_packing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,6 +58,8 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
     cache = PagedCache()
     attention.attach(network, cache)
     sites = Sites(network, slots, spec)
+    if worth_packing(network):
+        pack(network)
     model = Model(network, spec, cache, sites, _stops(network), device, dtype)
     _measure(model)
     return model
