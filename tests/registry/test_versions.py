@@ -260,6 +260,14 @@ def test_a_base_model_is_registered_once_and_guards_its_adapters(
         register_base_model(str(tiny_base_model))
 
 
+def test_a_description_of_an_earlier_release_is_completed(acme: Tenant, tiny_base_model: Path) -> None:
+    base = register_base_model(str(tiny_base_model))
+    create_adapter(acme, "support", base_model=base, actor=SYSTEM)
+    older = {name: value for name, value in base.spec.items() if name != "vectors"}
+    BaseModel.objects.filter(pk=base.pk).update(spec=older)
+    assert register_base_model(str(tiny_base_model)).spec == base.spec
+
+
 def test_push_adapter_validates_here_and_says_what_came_of_it(
     acme: Tenant, base: BaseModel, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,8 @@ def register_base_model(source: str, name: str | None = None, *, actor: Actor = 
     """Describe the model at `source` and make it the default, the one that is served. Safe to repeat.
 
     Its name is the hub id, or the folder's last part. Raises BaseModelMissing and BaseModelUnsupported
-    (adapters.errors), and BaseModelChanged when adapters exist for other shapes under this name.
+    (adapters.errors), and BaseModelChanged when adapters exist for other shapes under this name. A description that
+    says more than an earlier release's did takes its place.
     """
     name = name or (Path(source).resolve().name if Path(source).is_dir() else source)
     spec = describe(source).to_json()
@@ -24,7 +25,7 @@ def register_base_model(source: str, name: str | None = None, *, actor: Actor = 
         known = BaseModel.objects.select_for_update().filter(name=name).first()
         if known and known.spec == spec and known.source == source and known.is_default:
             return known
-        if known and known.spec != spec and known.adapters.exists():
+        if known and known.adapters.exists() and any(spec.get(field) != said for field, said in known.spec.items()):
             raise BaseModelChanged(
                 f"Adapters exist for a different model named {name!r}; register this one by another name."
             )
