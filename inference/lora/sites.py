@@ -16,6 +16,7 @@ class Sites:
     batch   what the layers see: all rows of the step
     head    what the output head sees: the rows that are sampled
     frozen  the base's own parameters, by name
+    rare    the slots that change more than linears by pairs: steps with them run in Python, segment by segment
     """
 
     def __init__(self, model: nn.Module, slots: int, spec: BaseSpec) -> None:
@@ -26,6 +27,7 @@ class Sites:
         self._embeddings: dict[str, LoraEmbedding] = {}
         self._others: dict[str, Replaced] = {}
         self._model = model
+        self.rare: set[int] = set()
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and name in spec.linears and not routed(name):
                 table = Table(slots, module.in_features, module.out_features)
@@ -41,6 +43,8 @@ class Sites:
 
     def install(self, slot: int, weights: AdapterWeights) -> None:
         """Make a slot's rows use these weights. The slot must be empty."""
+        if weights.embeddings or weights.corrections or weights.parameters:
+            self.rare.add(slot)
         for name, (a, b, scale) in weights.pairs.items():
             self._linears[name].table.set(slot, a, b, scale)
         for name, pair in weights.embeddings.items():
@@ -57,6 +61,7 @@ class Sites:
 
     def clear(self, slot: int) -> None:
         """Make a slot's rows use the base's own weights, and let go of the slot's tensors."""
+        self.rare.discard(slot)
         for linear in self._linears.values():
             linear.table.clear(slot)
             linear.corrections.pop(slot, None)
