@@ -184,9 +184,9 @@ def a_config_that_is_no_json(folder: Path, work: Path) -> list[Path]:
     return [folder / CONFIG, folder / WEIGHTS]
 
 
-def dora(folder: Path, work: Path) -> list[Path]:
+def qalora(folder: Path, work: Path) -> list[Path]:
     config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, "use_dora": True}))
+    (folder / CONFIG).write_text(json.dumps({**config, "use_qalora": True}))
     return [folder / CONFIG, folder / WEIGHTS]
 
 
@@ -205,7 +205,7 @@ def dora(folder: Path, work: Path) -> list[Path]:
         (one_file_missing, "missing-file"),
         (a_stray_file, "unknown-file"),
         (a_config_that_is_no_json, "malformed-json"),
-        (dora, "unsupported-dora"),
+        (qalora, "unsupported-qalora"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
