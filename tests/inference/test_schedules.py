@@ -99,7 +99,7 @@ class SlowStore:
         self._pending = [(left - 1, digest, future) for left, digest, future in self._pending if left]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     acts=st.lists(ACTS, min_size=4, max_size=24),
     slots=st.integers(1, 4),
@@ -111,13 +111,18 @@ def test_any_schedule_gives_every_request_the_tokens_it_gets_alone(
     workshop: Any, alone: Alone, acts: list[Act], slots: int, blocks: int, batch_tokens: int, delays: list[int]
 ) -> None:
     store = SlowStore(alone.adapters, itertools.cycle(delays))
+    steps = 0
     driver = workshop.engine(
-        alone.base, load_with=store.load, slots=slots, blocks=blocks, batch_tokens=batch_tokens, patience=0.0
+        alone.base,
+        load_with=store.load,
+        slots=slots,
+        blocks=blocks,
+        batch_tokens=batch_tokens,
+        clock=lambda: float(steps),  # a step takes a second
     )
     store.model = driver.model
     asked: list[tuple[Act, Sequence]] = []
     cancels: list[tuple[int, Sequence]] = []
-    steps = 0
 
     def step() -> None:
         nonlocal steps
