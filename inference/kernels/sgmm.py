@@ -2,7 +2,7 @@
 
 The segmented-gather GEMM. Knows slots and pointers; never what an adapter is or how rows came to share one.
 
-    x  [rows, in]    float32 on a CPU; unit stride along `in`, any row stride
+    x  [rows, in]    float32 on a CPU, bfloat16 and float16 too on a GPU; unit stride along `in`, any row stride
     y  [rows, out]   added to in place; unit stride along `out`, any row stride (a slice of a fused output will do)
     A  [rank, in], B [out, rank]   contiguous, float32, bfloat16 or float16, read where they lie; ranks mix freely
     s, g             the step's `Segments`: runs of rows and the slot each uses; rows in no run are not touched
@@ -12,8 +12,9 @@ The segmented-gather GEMM. Knows slots and pointers; never what an adapter is or
     table.set(3, a, b, scale); table.clear(3)
     sgmm_(y, x, table, segments)
 
-A row's result depends on that row and its pair alone, bit by bit, whatever else is in the batch. The registered op,
-for graphs and traces, is `torch.ops.lorayard.sgmm_(y, x, table.handle, segments.handle)`.
+A row's result depends on that row and its pair alone, bit by bit, whatever else is in the batch; on a GPU within one
+family of kernels (`gpu.tiles.Family`), which the step's rows per slot choose. The registered op, for graphs and traces,
+is `torch.ops.lorayard.sgmm_(y, x, table.handle, segments.handle)`.
 """
 
 import ctypes
@@ -27,10 +28,14 @@ import torch
 from torch import Tensor
 
 from inference.kernels import reference
+from inference.kernels.gpu.pinned import copy_
+from inference.kernels.gpu.tiles import Tiles
 from inference.kernels.library import CSegments, CTable, library, ops
 from inference.kernels.reference import Pair
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST = 256
+"""The largest rank on a GPU: what a row has room for between the two products, whatever a graph was captured with."""
 
 PAIR = np.dtype(  # struct Pair of kernels.h
     [("a", "u8"), ("b", "u8"), ("rank", "i4"), ("dtype", "i4"), ("scale", "f4"), ("unused", "i4")]
@@ -52,6 +57,7 @@ class Segments:
     rows: int = field(init=False, repr=False)
     highest: int = field(init=False, repr=False)
     address: int = field(init=False, repr=False, compare=False)
+    _tiles: Tiles | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         memory = array("i", self.starts + self.ends + self.slots)
@@ -82,6 +88,21 @@ class Segments:
             row += length
         return cls(tuple(starts), tuple(ends), tuple(kept))
 
+    def place(self, tiles: Tiles) -> None:
+        """Load these segments into tiles that a captured graph reads, in place of tiles of their own.
+
+        Before the capture too: a copy within it would be replayed.
+        """
+        tiles.load(self)
+        object.__setattr__(self, "_tiles", tiles)
+
+    def tiles(self, device: torch.device) -> Tiles:
+        """These segments on a device: copied there at the first call, once per step."""
+        if self._tiles is None:
+            object.__setattr__(self, "_tiles", Tiles.of(self, device))
+        assert self._tiles is not None
+        return self._tiles
+
     @property
     def handle(self) -> int:
         """Names these segments to the registered op."""
@@ -99,15 +120,19 @@ class Segments:
 class Table:
     """The pairs of one linear, by slot. Keeps the tensors alive; a slot without a pair costs nothing.
 
-    A slot may change only while no step that names it is running.
+    A slot may change only while no step that names it is running; on a GPU, in the order of the stream that runs steps.
+
+    device_pairs  the C structs where the pairs are: on a GPU a copy at an address that stays, so that a captured graph
+                  sees every change; give `device` where graphs are captured before the first pair is set
     """
 
-    def __init__(self, slots: int, inputs: int, outputs: int) -> None:
+    def __init__(self, slots: int, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
         self.inputs = inputs
         self.outputs = outputs
         self.pairs: list[Pair | None] = [None] * slots
         self._memory = np.zeros(slots, PAIR)
         self._native = CTable(self._memory.ctypes.data, inputs, outputs)
+        self.device_pairs = torch.from_numpy(self._memory.view(np.int64).reshape(slots, 4)).to(device)
         self.address = ctypes.addressof(self._native)
         self.any = False
         _tables[id(self)] = self
@@ -127,21 +152,42 @@ class Table:
         assert a.device == b.device
         assert a.is_contiguous()
         assert b.is_contiguous()
+        if a.is_cuda:
+            assert rank <= WIDEST, f"rank {rank} is over {WIDEST}"
+            a, b = _aligned(a), _aligned(b)
         self.pairs[slot] = (a, b, scale)
-        if a.device.type == "cpu":
-            self._memory[slot] = (a.data_ptr(), b.data_ptr(), rank, DTYPES.index(a.dtype), scale, 0)
+        self._write(slot, (a.data_ptr(), b.data_ptr(), rank, DTYPES.index(a.dtype), scale, 0), a.device)
         self.any = True
 
     def clear(self, slot: int) -> None:
         """Empty a slot and let go of its tensors."""
         self.pairs[slot] = None
-        self._memory[slot] = np.zeros((), PAIR)
+        self._write(slot, (0, 0, 0, 0, 0.0, 0), self.device_pairs.device)
         self.any = any(pair is not None for pair in self.pairs)
+
+    def _write(self, slot: int, pair: tuple[int, int, int, int, float, int], device: torch.device) -> None:
+        self._memory[slot] = pair
+        if self.device_pairs.device != device:
+            assert not self.any, "a table's pairs are on one device"
+            self.device_pairs = self.device_pairs.to(device)
+        if self.device_pairs.is_cuda:
+            copy_(self.device_pairs[slot], self._memory[slot : slot + 1].view(np.int64))
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Itself, or a copy that begins at a multiple of 16 bytes, which the GPU kernels read faster."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
     """Add every segment's low-rank product to y in place. The module's first lines give the meaning and shapes."""
-    if not segments.slots or not table.any:
+    if not segments.slots:
+        return None
+    if y.is_cuda and y.dtype in DTYPES and (table.any or torch.cuda.is_current_stream_capturing()):
+        from inference.kernels.gpu import sgmm as gpu  # the CPU never pays for triton
+
+        return gpu.sgmm_(y, x, table, segments)
+    if not table.any:
         return None
     if not y.is_cpu:
         return reference.sgmm_(y, x, table.pairs, segments)
@@ -150,6 +196,7 @@ def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
     if native is None or y.dtype is not torch.float32 or x.dtype is not torch.float32 or y_unit != 1 or x_unit != 1:
         return reference.sgmm_(y, x, table.pairs, segments)
     rows, inputs = x.shape
+    assert table.device_pairs.is_cpu
     assert inputs == table.inputs
     assert y.shape == (rows, table.outputs)
     assert segments.rows <= rows
