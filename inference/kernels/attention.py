@@ -20,13 +20,14 @@ does not depend on what else is in the batch, nor, on a CPU, on how its prompt w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference.kernels import reference
+from inference.kernels.gpu.layout import Placed
 from inference.kernels.library import CAttention, library, ops
 
 
@@ -37,13 +38,16 @@ class Layout:
     block_tables     int32 [sequences, most blocks], padded with zeros that are never read
     query_starts     int32 [sequences + 1], first row of each sequence
     context_lengths  int32 [sequences], cached tokens plus the new ones
-    slots            int64 [tokens], where in the pool each new token goes: block * block_size + offset
+    slots            int64 [tokens], where in the pool each new token goes: block * block_size + offset; on a GPU
+                     -1 for padding
+    placed           all of it on a GPU
     """
 
     block_tables: Tensor
     query_starts: Tensor
     context_lengths: Tensor
     slots: Tensor
+    placed: Placed | None = None
 
     @classmethod
     def of(
@@ -64,12 +68,17 @@ class Layout:
             slots.append(row[at // block_size].astype(np.int64) * block_size + at % block_size)
         starts = np.zeros(len(block_tables) + 1, np.int32)
         np.cumsum(query_lengths, out=starts[1:])
-        return cls(
+        layout = cls(
             block_tables=torch.from_numpy(tables),
             query_starts=torch.from_numpy(starts),
             context_lengths=torch.tensor(context_lengths, dtype=torch.int32),
-            slots=torch.from_numpy(np.concatenate(slots)).to(device),
+            slots=torch.from_numpy(np.concatenate(slots)),
         )
+        return layout if torch.device(device).type == "cpu" else layout.on(Placed.of(layout, device))
+
+    def on(self, placed: Placed) -> "Layout":
+        """This layout, whose slots are still on the host, on the device where `placed` holds it."""
+        return replace(self, slots=placed.slots, placed=placed)
 
 
 def paged_attention(
@@ -83,6 +92,10 @@ def paged_attention(
     softcap: float = 0.0,
 ) -> Tensor:
     """Attend; returns [tokens, heads, value dim], contiguous. The new tokens' keys and values must be stored before."""
+    if q.is_cuda and layout.placed is not None and q.dtype is key_cache.dtype is value_cache.dtype:
+        from inference.kernels.gpu import attention as gpu  # the CPU never pays for triton
+
+        return gpu.paged_attention(q, key_cache, value_cache, layout.placed, scale, window=window, softcap=softcap)
     return _attend(
         q,
         key_cache,
@@ -98,6 +111,10 @@ def paged_attention(
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     """Copy key and value [tokens, kv_heads, dim], of any token and head stride, to `Layout.slots` of the caches."""
+    if key.is_cuda:
+        from inference.kernels.gpu import attention as gpu  # the CPU never pays for triton
+
+        return gpu.store_kv(key, value, key_cache, value_cache, slots)
     native = library()
     if native is None or not _served(key, value, key_cache, value_cache):
         return reference.store_kv(key, value, key_cache, value_cache, slots)

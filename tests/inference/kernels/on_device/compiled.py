@@ -1,0 +1,46 @@
+"""Compiles every kernel for a GPU that need not be there: python compiled.py sm_90. Numerics are the other files'."""
+
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from inference.kernels.gpu import attention_kernels, sgmm_kernels
+
+POINTERS = {"pairs": "*i64", "tiles": "*i32", "bridge": "*fp32", "slots": "*i64"} | dict.fromkeys(
+    ("tables", "starts", "contexts"), "*i32"
+)
+FLOATS = ("scale", "softcap")
+ROWS = ("x", "y", "out", "q", "keys", "values", "rows", "cache")
+
+
+def build(kernel: Any, target: GPUTarget, dtype: str, **constants: Any) -> None:
+    names = kernel.arg_names
+    types = (
+        {name: "i32" for name in names} | POINTERS | dict.fromkeys(FLOATS, "fp32") | dict.fromkeys(ROWS, f"*{dtype}")
+    )
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    made = triton.compile(ASTSource(kernel, signature, constants), target=target, options={"num_warps": 4})
+    shared = made.metadata.shared
+    assert shared <= 99 * 1024, f"{kernel.__name__} asks for {shared} bytes of shared memory"
+    print(kernel.__name__, target.arch, dtype, constants, f"{len(made.asm['cubin'])} bytes, {shared} shared")
+
+
+def main(arch: int) -> None:
+    target = GPUTarget("cuda", arch, 32)
+    from inference.kernels.gpu.sgmm import SHAPES
+
+    for family, shape in SHAPES.items():
+        same = {"M": int(family), "R": shape.ranks, "SPLITS": 4, "PRECISION": "tf32", "NATIVE": True}
+        build(sgmm_kernels.shrink, target, "bf16", K=shape.inputs, **same)
+        build(sgmm_kernels.expand, target, "bf16", N=shape.outputs, **same)
+    for tokens, heads in ((1, 16), (16, 4)):
+        sizes = {"BLOCK": 16, "T": tokens, "H": heads, "N": 64, "D": 128, "V": 128, "WINDOWED": True, "CAPPED": True}
+        build(attention_kernels.attend, target, "bf16", PRECISION="tf32", NATIVE=True, **sizes)
+    build(attention_kernels.store, target, "bf16", BLOCK=16, H=8, D=128)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1].removeprefix("sm_")))
