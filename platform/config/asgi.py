@@ -6,6 +6,7 @@ the rest of HTTP to Django; WebSockets to Channels.
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
@@ -17,6 +18,7 @@ console: Any = get_asgi_application()
 from channels.routing import URLRouter  # noqa: E402 - apps must be loaded first
 from django.urls import re_path  # noqa: E402
 
+from config.bodies import bounded  # noqa: E402
 from gateway import lifespan  # noqa: E402
 from gateway.handler import application as data_plane  # noqa: E402
 from gateway.routing import websocket_urlpatterns  # noqa: E402
@@ -52,9 +54,10 @@ sockets = URLRouter([*websocket_urlpatterns, re_path(r"", nowhere)])
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
     """Dispatches on the connection's type, and on the path's first segment."""
+    handler: Any
     match scope["type"]:
         case "http":
-            handler = data_plane if f"{scope['path']}/".startswith("/v1/") else console
+            handler = data_plane if f"{scope['path']}/".startswith("/v1/") else partial(bounded, console)
         case "websocket":
             handler = sockets
         case _:

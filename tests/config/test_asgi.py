@@ -1,5 +1,6 @@
 """Who answers what, over a real socket."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -41,7 +42,12 @@ def test_static_files_are_served_by_the_same_process(platform: Platform) -> None
 
 def test_the_api_page_is_there(platform: Platform) -> None:
     assert httpx.get(f"{platform.url}/api/schema").status_code == 200
-    assert httpx.get(f"{platform.url}/api/docs").status_code == 200
+    page = httpx.get(f"{platform.url}/api/docs")
+    assert page.status_code == 200
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sources
+    assert all(source.startswith("/") for source in sources), "the page fetches something from elsewhere"
+    assert {httpx.get(platform.url + source).status_code for source in sources} == {200}
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/nothing", "/console"])

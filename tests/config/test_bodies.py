@@ -1,0 +1,41 @@
+"""Who is nobody yet gets little room on the disk."""
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from tests.processes import Platform
+
+
+def large(mebibytes: int = 3) -> Iterator[bytes]:
+    for _ in range(mebibytes * 4):
+        yield b"x" * (1 << 18)
+
+
+Body = Callable[[], Iterator[bytes] | bytes]
+
+
+@pytest.mark.parametrize("body", [large, lambda: b"".join(large())], ids=["chunked", "with a length"])
+@pytest.mark.parametrize("path", ["/api/v1/adapters/x/versions", "/login/", "/nothing"])
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer ly_000000000000_" + "0" * 64}, {"Cookie": "sessionid=" + "a" * 32}],
+    ids=["nobody", "a key that is none", "a session that is none"],
+)
+def test_a_large_body_from_nobody_is_not_read(
+    platform: Platform, body: Body, path: str, headers: dict[str, str]
+) -> None:
+    try:
+        answer = httpx.post(platform.url + path, content=body(), headers=headers, timeout=20)
+    except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
+        return  # the server hung up while we were still sending
+    assert answer.status_code == 413
+
+
+def test_a_live_key_may_send_a_large_body(platform: Platform) -> None:
+    _, key = platform.tenant("hooli")
+    files = {"file": ("adapter_model.safetensors", b"x" * (3 << 20))}
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = httpx.post(f"{platform.url}/api/v1/adapters/big/versions", files=files, headers=headers, timeout=30)
+    assert answer.status_code == 202, answer.text
