@@ -30,7 +30,7 @@ class Sites:
         self.rare: set[int] = set()
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and name in spec.linears and not routed(name):
-                table = Table(slots, module.in_features, module.out_features)
+                table = Table(slots, module.in_features, module.out_features, module.weight.device)
                 self._linears[name] = LoraLinear(module, table, self.head if name == spec.head else self.batch)
                 model.set_submodule(name, self._linears[name])
             elif isinstance(module, nn.Embedding) and name in spec.embeddings:
