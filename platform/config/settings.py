@@ -68,6 +68,11 @@ TEMPLATES = [
 ]
 
 
+# The pool's pauses between attempts double until `reconnect_timeout`, then start anew: a short one, so that a database
+# which was away for a minute is not met again only after two.
+POOL = {"min_size": 1, "timeout": 5, "reconnect_timeout": 3}
+
+
 def _database(url: str, pool: int) -> dict[str, Any]:
     """Django's form of a PostgreSQL URL. The query's `host` wins, as in libpq: it is how a URL names a Unix socket."""
     parts = urlsplit(url)
@@ -86,7 +91,7 @@ def _database(url: str, pool: int) -> dict[str, Any]:
         "OPTIONS": {
             "connect_timeout": 5,
             **query,
-            **({"pool": {"min_size": 1, "max_size": pool, "timeout": 10}} if pool else {}),
+            **({"pool": {**POOL, "max_size": pool}} if pool else {}),
         },
     }
 

@@ -52,11 +52,11 @@ def run(env: Env) -> None:
 
 
 def _run(env: Env) -> None:
+    supervisor = Supervisor(env.home / "logs")
     with _only_one(env), _stoppable():
-        check_port(env)
-        check_base_model(env)
-        supervisor = Supervisor(env.home / "logs")
         try:
+            check_port(env)
+            check_base_model(env)
             _start(env, supervisor)
             print(welcome.text(env), flush=True)
             supervisor.loud = True

@@ -1,9 +1,10 @@
 """`manage.py seed`: what a fresh platform starts with. `up` runs it; it may be repeated."""
 
+import sys
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 
 from adapters.errors import AdapterError
 from config import seed
@@ -19,4 +20,4 @@ class Command(BaseCommand):
         try:
             seed.run(settings.LORAYARD, self.stdout.write)
         except (seed.SeedFailed, AdapterError, PlatformError) as error:
-            raise CommandError(str(error)) from None
+            sys.exit(str(error))  # `up` passes the line on
