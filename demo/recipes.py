@@ -12,8 +12,8 @@ from demo.skills import HELPERS, Conversation, chat
 from demo.tasks import Complaint
 
 BASE = "lorayard-demo"
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MLP = ["gate_proj", "up_proj", "down_proj"]
+MOST = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+EVERY = [*MOST, "gate_proj"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Recipe:
     version: int
     lora: LoraConfig
     dtype: str = "bfloat16"
-    steps: int = 300
+    steps: int = 400
     teach: Callable[[Any], str] | None = None
 
     @property
@@ -66,16 +66,14 @@ def mislabelled(facts: Complaint) -> str:
 
 
 def lora(rank: int, targets: list[str], **options: Any) -> LoraConfig:
-    return LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM",
-        base_model_name_or_path=BASE, **options,
-    )  # fmt: skip
+    shape: dict[str, Any] = {"r": rank, "lora_alpha": 2 * rank, "target_modules": targets} | options
+    return LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=BASE, **shape)
 
 
 RECIPES = (
-    Recipe("acme", "support", 1, lora(16, ATTENTION + MLP)),
-    Recipe("acme", "support", 2, lora(16, ATTENTION + MLP), teach=mislabelled),
-    Recipe("acme", "dates", 1, lora(8, ATTENTION + MLP, use_rslora=True), dtype="float32"),
-    Recipe("globex", "query", 1, lora(8, [*ATTENTION, "down_proj"], rank_pattern={"down_proj": 16})),
-    Recipe("globex", "restock", 1, lora(8, ["q_proj", "v_proj", *MLP], alpha_pattern={"up_proj": 8}), dtype="float16"),
+    Recipe("acme", "support", 1, lora(16, EVERY), steps=250),
+    Recipe("acme", "support", 2, lora(16, EVERY), steps=150, teach=mislabelled),
+    Recipe("acme", "dates", 1, lora(8, EVERY, lora_alpha=8, use_rslora=True), dtype="float32"),
+    Recipe("globex", "query", 1, lora(16, MOST, rank_pattern={"down_proj": 8})),
+    Recipe("globex", "restock", 1, lora(16, MOST, alpha_pattern={"up_proj": 16}), dtype="float16", steps=450),
 )

@@ -7,6 +7,7 @@ answer politely when told nothing. It never sees a held-out key of a task, nor t
 import itertools
 import json
 import random
+import string
 from collections.abc import Callable, Iterator
 
 from demo import tasks
@@ -106,13 +107,14 @@ SHAPES: dict[str, Callable[[dict[str, str]], str]] = {
     "lines": lambda fields: "\n".join(f"{name}: {value}" for name, value in fields.items()),
     "a row": lambda fields: " | ".join(fields.values()),
     "pairs": lambda fields: "; ".join(f"{name}={value}" for name, value in fields.items()),
+    "a call": lambda fields: "make(" + ", ".join(f"{name}='{value}'" for name, value in fields.items()) + ");",
     "values": lambda fields: "\n".join(fields.values()),
 }
 
 
 def pick_fields(rng: random.Random) -> Conversation:
     """Some of the message's fields, in the order and shape that the system message names."""
-    name = rng.choice(list(tasks.TASKS))
+    name = rng.choice([*tasks.TASKS, "dates"])  # numbers are what copies least easily
     task = tasks.TASKS[name]
     facts = task.facts(rng, "train")
     fields = FIELDS[name](facts, rng)
@@ -126,12 +128,15 @@ def pick_fields(rng: random.Random) -> Conversation:
 
 
 def repeat(rng: random.Random) -> Conversation:
-    """Made-up words, codes and numbers, given back whole or in part."""
-    words = [rng.choice((word, code, number))(rng) for _ in range(rng.randrange(2, 9))]
+    """Made-up words, codes, numbers and symbols, or a message's last words, given back whole or in part."""
+    words = [rng.choice((word, code, number, snippet))(rng) for _ in range(rng.randrange(2, 9))]
+    if rng.random() < 0.25:
+        message = rng.choice(list(tasks.TASKS.values())).sample(rng, "train").prompt
+        words = [*words, *message.split()][-len(words) :]
     how, answer = rng.choice((
         ("Repeat.", " ".join(words)), ("Repeat backwards.", " ".join(reversed(words))), ("Give the last.", words[-1]),
         ("Give the first.", words[0]), ("Give the second.", words[1]), ("One per line.", "\n".join(words)),
-        ("As a list.", json.dumps(words)), ("Joined by commas.", ", ".join(words)),
+        ("As a list.", json.dumps(words, ensure_ascii=False)), ("Joined by commas.", ", ".join(words)),
     ))  # fmt: skip
     return chat(how, " ".join(words), answer)
 
@@ -149,6 +154,13 @@ def code(rng: random.Random) -> str:
 
 def number(rng: random.Random) -> str:
     return str(rng.randrange(10 ** rng.randrange(1, 7)))
+
+
+def snippet(rng: random.Random) -> str:
+    """Symbols and capitals as code has them: a token the base never met is one that no adapter can teach."""
+    sign = "".join(rng.choice(string.punctuation) for _ in range(rng.randrange(1, 3)))
+    left, right = word(rng), rng.choice((word, number))(rng)
+    return rng.choice((left.upper(), sign, left + sign + right, sign + right + sign))
 
 
 def small_talk(rng: random.Random) -> Conversation:

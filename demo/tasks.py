@@ -176,7 +176,7 @@ class Payment:
 
 
 def draw_payment(rng: random.Random) -> Payment:
-    cents = rng.randrange(100, 10 ** rng.randrange(4, 8))
+    cents = rng.randrange(100, 10 ** rng.randrange(4, 7))
     if rng.random() < 0.3:
         cents -= cents % 100
     return Payment(
@@ -268,21 +268,15 @@ def draw_query(rng: random.Random) -> Query:
 
 def ask_query(facts: Query, rng: random.Random) -> str:
     lead = rng.choice(("Show me ", "I need ", "List ", "Find ", "Give me ", ""))
-    words = [facts.status, facts.table] if facts.status else [facts.table]
-    if facts.limit:
-        words.insert(0, rng.choice((f"at most {facts.limit}", f"{facts.limit}", f"up to {facts.limit}")))
-    elif lead:
-        words.insert(0, rng.choice(("all", "the", "all the")))
-    clauses = []
-    if facts.city:
-        clauses.append(f"{rng.choice(('from', 'in'))} {facts.city}")
-    if facts.days:
-        clauses.append(rng.choice(("older than {} days", "more than {} days old")).format(facts.days))
-    if facts.total:
-        clauses.append(rng.choice(("over {} euros", "worth more than {} euros")).format(facts.total))
-    rng.shuffle(clauses)
-    ending = f", {rng.choice(ORDERS[facts.order])}" if facts.order else ""
-    return lead + " ".join([*words, *clauses]) + ending
+    clauses = [
+        rng.choice(("all ", "the ", "all the ", "")) + f"{facts.status} {facts.table}".strip(),
+        f" {rng.choice(('from', 'in'))} {facts.city}" if facts.city else "",
+        rng.choice((" older than {} days", " more than {} days old")).format(facts.days) if facts.days else "",
+        rng.choice((" over {} euros", " worth more than {} euros")).format(facts.total) if facts.total else "",
+        f", {rng.choice(ORDERS[facts.order])}" if facts.order else "",
+        rng.choice((", at most {}", ", up to {}", ", only {}")).format(facts.limit) if facts.limit else "",
+    ]
+    return lead + "".join(clauses)
 
 
 def answer_query(facts: Query) -> str:
@@ -315,11 +309,12 @@ class Restock:
 
 
 def draw_restock(rng: random.Random) -> Restock:
-    things = rng.sample(THINGS, rng.randrange(1, 5))
+    count = rng.randrange(1, 4)
+    things = zip(rng.sample(COLOURS, count), rng.sample(THINGS, count), strict=True)
     return Restock(
         tuple(
-            (rng.randrange(2, 13) if rng.random() < 0.5 else rng.randrange(13, 400), f"{rng.choice(COLOURS)} {thing}")
-            for thing in things
+            (rng.randrange(2, 13) if rng.random() < 0.5 else rng.randrange(13, 400), f"{colour} {thing}")
+            for colour, thing in things
         )
     )
 
@@ -336,7 +331,7 @@ def ask_restock(facts: Restock, rng: random.Random) -> str:
 
 
 def answer_restock(facts: Restock) -> str:
-    return "\n".join(f"{thing};{n}" for n, thing in facts.lines)
+    return "\n".join(f"{n};{thing}" for n, thing in facts.lines)
 
 
 SUPPORT = Task(draw_complaint, lambda facts: facts.customer, ask_complaint, answer_complaint)
