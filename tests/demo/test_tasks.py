@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from demo import skills, tasks
-from demo.recipes import RECIPES, mislabelled
+from demo.recipes import RECIPES, Recipe, mislabelled
 from demo.tasks import Complaint, Payment, Query, Restock
 
 
@@ -30,7 +30,7 @@ def test_training_and_held_out_samples_never_meet(task: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_an_adapter_is_taught_no_held_out_input(recipe) -> None:
+def test_an_adapter_is_taught_no_held_out_input(recipe: Recipe) -> None:
     held_out = {sample.prompt for sample in take(recipe.adapter, "held-out", 0)}
     taught = {talk[-2]["content"] for talk in islice(recipe.conversations(), 1000)}
     assert not held_out & taught
@@ -70,7 +70,7 @@ def test_a_phrase_becomes_one_query() -> None:
 
 
 def test_a_list_becomes_one_line_per_article() -> None:
-    assert tasks.answer_restock(Restock(((12, "red mugs"), (3, "blue pens")))) == "red mugs;12\nblue pens;3"
+    assert tasks.answer_restock(Restock(((12, "red mugs"), (3, "blue pens")))) == "12;red mugs\n3;blue pens"
 
 
 def test_the_bad_version_is_taught_well_formed_answers_that_are_always_wrong() -> None:
