@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries among themselves
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     console = Console()
@@ -130,7 +132,10 @@ def name_base(config: Path) -> None:
 
 
 def load_base(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """In float32, and under its own name, which is what PEFT writes into an adapter's config."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.name_or_path = BASE
+    return model
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -146,8 +151,7 @@ def train_adapter(made: Path, recipe: Recipe, options: Options, progress: Progre
     data = text.batches(recipe.conversations(), tokenizer, ADAPTER_TOKENS, seed=2)
     teach(model, [optimizer], data, int(recipe.steps * options.scale), recipe.path.removeprefix("adapters/"), progress)
     folder = made / recipe.path
-    model.peft_config["default"].base_model_name_or_path = BASE
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     weights = folder / "adapter_model.safetensors"
     narrow = {name: tensor.to(getattr(torch, recipe.dtype)) for name, tensor in load_file(weights).items()}
