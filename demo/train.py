@@ -37,7 +37,7 @@ from demo import learning, report, skills, tasks, text
 from demo.recipes import BASE, RECIPES, Recipe
 from demo.report import Cell, Expected
 
-BASE_STEPS, BASE_TOKENS, ADAPTER_TOKENS = 1700, 2048, 1536
+BASE_STEPS, BASE_TOKENS, ADAPTER_TOKENS = 1500, 2048, 1536
 LIMIT = 15_000_000
 
 
