@@ -23,6 +23,7 @@ from inference.errors import (
     EngineError,
     Internal,
     InvalidRequest,
+    PinsFull,
     PromptTooLong,
     from_status,
 )
@@ -42,12 +43,14 @@ __all__ = [
     "Generation",
     "Internal",
     "InvalidRequest",
+    "PinsFull",
     "PositionLogprobs",
     "PromptTooLong",
     "Residency",
     "Sampling",
     "Started",
     "Stats",
+    "Tier",
     "TokenLogprob",
 ]
 
@@ -135,18 +138,42 @@ Event = Started | Delta | Finished
 
 @dataclass(frozen=True, slots=True)
 class AdapterState:
-    """state: "resident", "loading", "draining" or "absent". running: sequences on it now. bytes: on the device."""
+    """What an engine holds of an adapter.
+
+    state    on the device: "resident", "loading", "draining" or "absent"
+    running  sequences on it now
+    bytes    on the device; host_bytes and disk_bytes: in those tiers, each 0 where it is not
+    pinned   makes no room for others, until it is unpinned or evicted
+    tier     the nearest place that has it whole: "device", "host", "disk" or "store"
+    """
 
     digest: str
     state: str
     running: int
     bytes: int
+    pinned: bool = False
+    tier: str = "store"
+    host_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """name: "device", "host" or "disk". bytes: held now, of at most `limit`."""
+
+    name: str
+    bytes: int
+    limit: int
+    adapters: int
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
+    """Every adapter that the engine holds anything of, and how full its tiers are."""
+
     adapters: tuple[AdapterState, ...]
     slots: int
+    tiers: tuple[Tier, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +219,26 @@ class EngineClient:
         if not finished:
             raise Internal("The engine ended the stream before its last event.")
 
-    async def preload(self, digest: str, *, timeout: float = 60.0) -> AdapterState:  # noqa: ASYNC109
-        """Answers when the adapter is on the device."""
-        return _state(await self._call(self._engine.Preload, pb.AdapterRequest(digest=digest), timeout))
+    async def preload(self, digest: str, *, pin: bool = False, timeout: float = 60.0) -> AdapterState:  # noqa: ASYNC109
+        """Answers when the adapter is on the device. Pinned, it stays until it is unpinned or evicted.
+
+        A restarted engine has forgotten its pins. Raises PinsFull if too many others are pinned.
+        """
+        return _state(await self._call(self._engine.Preload, pb.PreloadRequest(digest=digest, pin=pin), timeout))
+
+    async def unpin(self, digest: str, *, timeout: float = 5.0) -> AdapterState:  # noqa: ASYNC109
+        """Lets a pinned adapter make room for others again; nothing happens to one that is not pinned."""
+        return _state(await self._call(self._engine.Unpin, pb.AdapterRequest(digest=digest), timeout))
 
     async def evict(self, digest: str, *, timeout: float = 5.0) -> AdapterState:  # noqa: ASYNC109
-        """Frees the adapter's memory: now if nothing runs on it, after its last sequence otherwise ("draining")."""
+        """Unpins the adapter and frees all that the engine holds of it: now if nothing runs on it, after its last
+        sequence otherwise ("draining")."""
         return _state(await self._call(self._engine.Evict, pb.AdapterRequest(digest=digest), timeout))
 
     async def residency(self, *, timeout: float = 5.0) -> Residency:  # noqa: ASYNC109
         reply = await self._call(self._engine.Residency, pb.ResidencyRequest(), timeout)
-        return Residency(tuple(_state(adapter) for adapter in reply.adapters), reply.slots)
+        tiers = tuple(Tier(tier.name, tier.bytes, tier.limit, tier.adapters) for tier in reply.tiers)
+        return Residency(tuple(_state(adapter) for adapter in reply.adapters), reply.slots, tiers)
 
     async def stats(self, *, timeout: float = 5.0) -> Stats:  # noqa: ASYNC109
         reply = await self._call(self._engine.Stats, pb.StatsRequest(), timeout)
@@ -282,7 +318,16 @@ def _token(message: pb.TokenLogprob) -> TokenLogprob:
 
 
 def _state(message: pb.AdapterState) -> AdapterState:
-    return AdapterState(message.digest, message.state, message.running, message.bytes)
+    return AdapterState(
+        message.digest,
+        message.state,
+        message.running,
+        message.bytes,
+        message.pinned,
+        message.tier,
+        message.host_bytes,
+        message.disk_bytes,
+    )
 
 
 def _translated(error: grpc.aio.AioRpcError) -> EngineError:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16inference/engine.proto\x12\x12lorayard.engine.v1\"\xf7\x01\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\xca\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.lorayard.engine.v1.Sampling\x12\r\n\x05share\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\x02\x12\x0c\n\x04salt\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x14\n\x0cstart_within\x18\t \x01(\x02\"I\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0b\n\x03raw\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\"s\n\x10PositionLogprobs\x12\x30\n\x06\x63hosen\x18\x01 \x01(\x0b\x32 .lorayard.engine.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .lorayard.engine.v1.TokenLogprob\"7\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\"]\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\x36\n\x08logprobs\x18\x03 \x03(\x0b\x32$.lorayard.engine.v1.PositionLogprobs\"c\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xa6\x01\n\rGenerateEvent\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.lorayard.engine.v1.StartedH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.lorayard.engine.v1.DeltaH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.lorayard.engine.v1.FinishedH\x00\x42\x07\n\x05\x65vent\" \n\x0e\x41\x64\x61pterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"M\n\x0c\x41\x64\x61pterState\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"\x12\n\x10ResidencyRequest\"S\n\x0eResidencyReply\x12\x32\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32 .lorayard.engine.v1.AdapterState\x12\r\n\x05slots\x18\x02 \x01(\r\"\x0e\n\x0cStatsRequest\"\xec\x03\n\nStatsReply\x12:\n\x06gauges\x18\x01 \x03(\x0b\x32*.lorayard.engine.v1.StatsReply.GaugesEntry\x12>\n\x08\x63ounters\x18\x02 \x03(\x0b\x32,.lorayard.engine.v1.StatsReply.CountersEntry\x12N\n\x11steps_by_adapters\x18\x03 \x03(\x0b\x32\x33.lorayard.engine.v1.StatsReply.StepsByAdaptersEntry\x12\x46\n\rsteps_by_rows\x18\x04 \x03(\x0b\x32/.lorayard.engine.v1.StatsReply.StepsByRowsEntry\x1a-\n\x0bGaugesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x36\n\x14StepsByAdaptersEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x32\n\x10StepsByRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xa0\x03\n\x06\x45ngine\x12T\n\x08Generate\x12#.lorayard.engine.v1.GenerateRequest\x1a!.lorayard.engine.v1.GenerateEvent0\x01\x12O\n\x07Preload\x12\".lorayard.engine.v1.AdapterRequest\x1a .lorayard.engine.v1.AdapterState\x12M\n\x05\x45vict\x12\".lorayard.engine.v1.AdapterRequest\x1a .lorayard.engine.v1.AdapterState\x12U\n\tResidency\x12$.lorayard.engine.v1.ResidencyRequest\x1a\".lorayard.engine.v1.ResidencyReply\x12I\n\x05Stats\x12 .lorayard.engine.v1.StatsRequest\x1a\x1e.lorayard.engine.v1.StatsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16inference/engine.proto\x12\x12lorayard.engine.v1\"\xf7\x01\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\xca\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.lorayard.engine.v1.Sampling\x12\r\n\x05share\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\x02\x12\x0c\n\x04salt\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x14\n\x0cstart_within\x18\t \x01(\x02\"I\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0b\n\x03raw\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\"s\n\x10PositionLogprobs\x12\x30\n\x06\x63hosen\x18\x01 \x01(\x0b\x32 .lorayard.engine.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .lorayard.engine.v1.TokenLogprob\"7\n\x07Started\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\"]\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\x36\n\x08logprobs\x18\x03 \x03(\x0b\x32$.lorayard.engine.v1.PositionLogprobs\"c\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xa6\x01\n\rGenerateEvent\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.lorayard.engine.v1.StartedH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.lorayard.engine.v1.DeltaH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.lorayard.engine.v1.FinishedH\x00\x42\x07\n\x05\x65vent\" \n\x0e\x41\x64\x61pterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"-\n\x0ePreloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"\x93\x01\n\x0c\x41\x64\x61pterState\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x12\x0c\n\x04tier\x18\x06 \x01(\t\x12\x12\n\nhost_bytes\x18\x07 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x04\"D\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\x12\x10\n\x08\x61\x64\x61pters\x18\x04 \x01(\r\"\x12\n\x10ResidencyRequest\"|\n\x0eResidencyReply\x12\x32\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32 .lorayard.engine.v1.AdapterState\x12\r\n\x05slots\x18\x02 \x01(\r\x12\'\n\x05tiers\x18\x03 \x03(\x0b\x32\x18.lorayard.engine.v1.Tier\"\x0e\n\x0cStatsRequest\"\xec\x03\n\nStatsReply\x12:\n\x06gauges\x18\x01 \x03(\x0b\x32*.lorayard.engine.v1.StatsReply.GaugesEntry\x12>\n\x08\x63ounters\x18\x02 \x03(\x0b\x32,.lorayard.engine.v1.StatsReply.CountersEntry\x12N\n\x11steps_by_adapters\x18\x03 \x03(\x0b\x32\x33.lorayard.engine.v1.StatsReply.StepsByAdaptersEntry\x12\x46\n\rsteps_by_rows\x18\x04 \x03(\x0b\x32/.lorayard.engine.v1.StatsReply.StepsByRowsEntry\x1a-\n\x0bGaugesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x36\n\x14StepsByAdaptersEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x32\n\x10StepsByRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xef\x03\n\x06\x45ngine\x12T\n\x08Generate\x12#.lorayard.engine.v1.GenerateRequest\x1a!.lorayard.engine.v1.GenerateEvent0\x01\x12O\n\x07Preload\x12\".lorayard.engine.v1.PreloadRequest\x1a .lorayard.engine.v1.AdapterState\x12M\n\x05Unpin\x12\".lorayard.engine.v1.AdapterRequest\x1a .lorayard.engine.v1.AdapterState\x12M\n\x05\x45vict\x12\".lorayard.engine.v1.AdapterRequest\x1a .lorayard.engine.v1.AdapterState\x12U\n\tResidency\x12$.lorayard.engine.v1.ResidencyRequest\x1a\".lorayard.engine.v1.ResidencyReply\x12I\n\x05Stats\x12 .lorayard.engine.v1.StatsRequest\x1a\x1e.lorayard.engine.v1.StatsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,24 +57,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEEVENT']._serialized_end=1113
   _globals['_ADAPTERREQUEST']._serialized_start=1115
   _globals['_ADAPTERREQUEST']._serialized_end=1147
-  _globals['_ADAPTERSTATE']._serialized_start=1149
-  _globals['_ADAPTERSTATE']._serialized_end=1226
-  _globals['_RESIDENCYREQUEST']._serialized_start=1228
-  _globals['_RESIDENCYREQUEST']._serialized_end=1246
-  _globals['_RESIDENCYREPLY']._serialized_start=1248
-  _globals['_RESIDENCYREPLY']._serialized_end=1331
-  _globals['_STATSREQUEST']._serialized_start=1333
-  _globals['_STATSREQUEST']._serialized_end=1347
-  _globals['_STATSREPLY']._serialized_start=1350
-  _globals['_STATSREPLY']._serialized_end=1842
-  _globals['_STATSREPLY_GAUGESENTRY']._serialized_start=1640
-  _globals['_STATSREPLY_GAUGESENTRY']._serialized_end=1685
-  _globals['_STATSREPLY_COUNTERSENTRY']._serialized_start=1687
-  _globals['_STATSREPLY_COUNTERSENTRY']._serialized_end=1734
-  _globals['_STATSREPLY_STEPSBYADAPTERSENTRY']._serialized_start=1736
-  _globals['_STATSREPLY_STEPSBYADAPTERSENTRY']._serialized_end=1790
-  _globals['_STATSREPLY_STEPSBYROWSENTRY']._serialized_start=1792
-  _globals['_STATSREPLY_STEPSBYROWSENTRY']._serialized_end=1842
-  _globals['_ENGINE']._serialized_start=1845
-  _globals['_ENGINE']._serialized_end=2261
+  _globals['_PRELOADREQUEST']._serialized_start=1149
+  _globals['_PRELOADREQUEST']._serialized_end=1194
+  _globals['_ADAPTERSTATE']._serialized_start=1197
+  _globals['_ADAPTERSTATE']._serialized_end=1344
+  _globals['_TIER']._serialized_start=1346
+  _globals['_TIER']._serialized_end=1414
+  _globals['_RESIDENCYREQUEST']._serialized_start=1416
+  _globals['_RESIDENCYREQUEST']._serialized_end=1434
+  _globals['_RESIDENCYREPLY']._serialized_start=1436
+  _globals['_RESIDENCYREPLY']._serialized_end=1560
+  _globals['_STATSREQUEST']._serialized_start=1562
+  _globals['_STATSREQUEST']._serialized_end=1576
+  _globals['_STATSREPLY']._serialized_start=1579
+  _globals['_STATSREPLY']._serialized_end=2071
+  _globals['_STATSREPLY_GAUGESENTRY']._serialized_start=1869
+  _globals['_STATSREPLY_GAUGESENTRY']._serialized_end=1914
+  _globals['_STATSREPLY_COUNTERSENTRY']._serialized_start=1916
+  _globals['_STATSREPLY_COUNTERSENTRY']._serialized_end=1963
+  _globals['_STATSREPLY_STEPSBYADAPTERSENTRY']._serialized_start=1965
+  _globals['_STATSREPLY_STEPSBYADAPTERSENTRY']._serialized_end=2019
+  _globals['_STATSREPLY_STEPSBYROWSENTRY']._serialized_start=2021
+  _globals['_STATSREPLY_STEPSBYROWSENTRY']._serialized_end=2071
+  _globals['_ENGINE']._serialized_start=2074
+  _globals['_ENGINE']._serialized_end=2569
 # @@protoc_insertion_point(module_scope)

@@ -120,29 +120,59 @@ class AdapterRequest(_message.Message):
     digest: str
     def __init__(self, digest: _Optional[str] = ...) -> None: ...
 
+class PreloadRequest(_message.Message):
+    __slots__ = ("digest", "pin")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    pin: bool
+    def __init__(self, digest: _Optional[str] = ..., pin: _Optional[bool] = ...) -> None: ...
+
 class AdapterState(_message.Message):
-    __slots__ = ("digest", "state", "running", "bytes")
+    __slots__ = ("digest", "state", "running", "bytes", "pinned", "tier", "host_bytes", "disk_bytes")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     digest: str
     state: str
     running: int
     bytes: int
-    def __init__(self, digest: _Optional[str] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    pinned: bool
+    tier: str
+    host_bytes: int
+    disk_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., tier: _Optional[str] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
+
+class Tier(_message.Message):
+    __slots__ = ("name", "bytes", "limit", "adapters")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    limit: int
+    adapters: int
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., limit: _Optional[int] = ..., adapters: _Optional[int] = ...) -> None: ...
 
 class ResidencyRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ResidencyReply(_message.Message):
-    __slots__ = ("adapters", "slots")
+    __slots__ = ("adapters", "slots", "tiers")
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
     adapters: _containers.RepeatedCompositeFieldContainer[AdapterState]
     slots: int
-    def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterState, _Mapping]]] = ..., slots: _Optional[int] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[Tier]
+    def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterState, _Mapping]]] = ..., slots: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

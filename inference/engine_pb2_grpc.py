@@ -41,6 +41,11 @@ class EngineStub:
                 _registered_method=True)
         self.Preload = channel.unary_unary(
                 '/lorayard.engine.v1.Engine/Preload',
+                request_serializer=inference_dot_engine__pb2.PreloadRequest.SerializeToString,
+                response_deserializer=inference_dot_engine__pb2.AdapterState.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/lorayard.engine.v1.Engine/Unpin',
                 request_serializer=inference_dot_engine__pb2.AdapterRequest.SerializeToString,
                 response_deserializer=inference_dot_engine__pb2.AdapterState.FromString,
                 _registered_method=True)
@@ -73,21 +78,30 @@ class EngineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Preload(self, request, context):
-        """Brings an adapter to the device and answers when it is there.
+        """Brings an adapter to the device and answers when it is there. Pinned, it stays until it is unpinned or evicted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Lets a pinned adapter make room for others again; nothing happens to one that is not pinned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Evict(self, request, context):
-        """Frees an adapter's device and host memory: now if nothing runs on it, after its last sequence otherwise.
+        """Frees an adapter's device and host memory and its local files, and unpins it: now if nothing runs on it, after its
+        last sequence otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Residency(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Every adapter that this engine holds anything of.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -108,6 +122,11 @@ def add_EngineServicer_to_server(servicer, server):
             ),
             'Preload': grpc.unary_unary_rpc_method_handler(
                     servicer.Preload,
+                    request_deserializer=inference_dot_engine__pb2.PreloadRequest.FromString,
+                    response_serializer=inference_dot_engine__pb2.AdapterState.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
                     request_deserializer=inference_dot_engine__pb2.AdapterRequest.FromString,
                     response_serializer=inference_dot_engine__pb2.AdapterState.SerializeToString,
             ),
@@ -179,6 +198,33 @@ class Engine:
             request,
             target,
             '/lorayard.engine.v1.Engine/Preload',
+            inference_dot_engine__pb2.PreloadRequest.SerializeToString,
+            inference_dot_engine__pb2.AdapterState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorayard.engine.v1.Engine/Unpin',
             inference_dot_engine__pb2.AdapterRequest.SerializeToString,
             inference_dot_engine__pb2.AdapterState.FromString,
             options,

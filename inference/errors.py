@@ -5,6 +5,7 @@ EngineError
 │   └── PromptTooLong         prompt and answer do not fit the context
 ├── AdapterMissing            no version with that digest in the artifact store
 ├── AdapterUnavailable        the version is there and cannot be loaded
+├── PinsFull                  too many adapters are pinned to pin another
 ├── EngineBusy                the queue is full; come back after `retry_after` seconds
 ├── EngineDown                nobody answers at the engine's address
 └── Internal                  the engine's own fault
@@ -77,6 +78,11 @@ class AdapterUnavailable(EngineError):
     retryable = True
 
 
+class PinsFull(EngineError):
+    code = "pins_full"
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class EngineBusy(EngineError):
     code = "engine_busy"
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -117,6 +123,7 @@ TREE: tuple[type[EngineError], ...] = (
     PromptTooLong,
     AdapterMissing,
     AdapterUnavailable,
+    PinsFull,
     EngineBusy,
     EngineDown,
     Internal,

@@ -92,9 +92,13 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         finally:
             self._close(sequence)
 
-    async def Preload(self, request: pb.AdapterRequest, context: Any) -> pb.AdapterState:
-        brought = await self._ask(lambda: self._scheduler.slots.bring(request.digest))
+    async def Preload(self, request: pb.PreloadRequest, context: Any) -> pb.AdapterState:
+        brought = await self._ask(lambda: self._scheduler.slots.bring(request.digest, hold=request.pin))
         await asyncio.wrap_future(brought)
+        return await self._state(request.digest)
+
+    async def Unpin(self, request: pb.AdapterRequest, context: Any) -> pb.AdapterState:
+        await self._ask(lambda: self._scheduler.slots.let_go(request.digest))
         return await self._state(request.digest)
 
     async def Evict(self, request: pb.AdapterRequest, context: Any) -> pb.AdapterState:
@@ -104,7 +108,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
 
     async def Residency(self, request: pb.ResidencyRequest, context: Any) -> pb.ResidencyReply:
         slots = self._scheduler.slots
-        adapters = await self._ask(lambda: [_adapter(slot) for slot in slots.occupied()])
+        adapters = await self._ask(lambda: [_adapter(slot, slots) for slot in slots.occupied()])
         return pb.ResidencyReply(adapters=adapters, slots=len(slots.slots))
 
     async def Stats(self, request: pb.StatsRequest, context: Any) -> pb.StatsReply:
@@ -180,8 +184,9 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         return await asyncio.wrap_future(self.engine.ask(question))
 
     async def _state(self, digest: str) -> pb.AdapterState:
-        slot = await self._ask(lambda: self._scheduler.slots.state(digest))
-        return _adapter(slot) if slot else pb.AdapterState(digest=digest, state="absent")
+        slots = self._scheduler.slots
+        slot = await self._ask(lambda: slots.state(digest))
+        return _adapter(slot, slots) if slot else pb.AdapterState(digest=digest, state="absent", tier="store")
 
     async def _probe(self) -> None:
         sequence = Sequence(next(self._ids), [0], Sampling(max_tokens=1, temperature=0))
@@ -253,8 +258,15 @@ def _finished(sequence: Sequence, reason: str) -> pb.GenerateEvent:
     )
 
 
-def _adapter(slot: Slot) -> pb.AdapterState:
-    return pb.AdapterState(digest=slot.digest, state=slot.state.value, running=slot.pins, bytes=slot.bytes)
+def _adapter(slot: Slot, slots: SlotPool) -> pb.AdapterState:
+    return pb.AdapterState(
+        digest=slot.digest,
+        state=slot.state.value,
+        running=slot.pins,
+        bytes=slot.bytes,
+        pinned=slot.digest in slots.held,
+        tier="device" if slot.bytes else "store",
+    )
 
 
 def count_blocks(model: Model, tokens: int) -> int:

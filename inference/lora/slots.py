@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from inference.errors import AdapterUnavailable, EngineError
+from inference.errors import AdapterUnavailable, EngineError, PinsFull
 from inference.lora.weights import AdapterWeights
 
 GRACE = 10.0  # seconds that a just loaded adapter is kept for the sequence that asked for it
@@ -67,6 +67,7 @@ class SlotPool:
         self._by_digest: dict[str, Slot] = {}
         self._starving: dict[str, float] = {}
         self._brought: dict[str, list[Future[None]]] = {}
+        self.held: set[str] = set()  # make no room for others, and are not drained
         self.loads = 0
         self.evictions = 0
 
@@ -104,8 +105,20 @@ class SlotPool:
         elif left is not None and self._clock() - self._starving.setdefault(digest, self._clock()) >= self._patience:
             self._drain_for(digest, left)
 
-    def bring(self, digest: str) -> Future[None]:
+    def hold(self, digest: str) -> None:
+        """Never empty or drain the adapter's slot for another one. Raises PinsFull: one slot stays for the others."""
+        if digest not in self.held and len(self.held) + 1 >= len(self.slots):
+            raise PinsFull(f"{len(self.held)} adapters are pinned, of {len(self.slots)} slots; one stays free.")
+        self.held.add(digest)
+
+    def let_go(self, digest: str) -> None:
+        """Undo `hold`."""
+        self.held.discard(digest)
+
+    def bring(self, digest: str, *, hold: bool = False) -> Future[None]:
         """Load an adapter that no sequence waits for; done when it is resident, failed when it can't be loaded."""
+        if hold:
+            self.hold(digest)
         future: Future[None] = Future()
         slot = self._by_digest.get(digest)
         if slot is not None and slot.state is State.RESIDENT:
@@ -138,7 +151,8 @@ class SlotPool:
         return failures
 
     def evict(self, digest: str) -> None:
-        """Empty the adapter's slot: now, or after its last sequence."""
+        """Empty the adapter's slot, held or not: now, or after its last sequence."""
+        self.let_go(digest)
         slot = self._by_digest.get(digest)
         if slot is None:
             return
@@ -185,7 +199,7 @@ class SlotPool:
         if free is not None:
             return free
         now = self._clock()
-        idle = [s for s in self.slots if s.state is State.RESIDENT and not s.pins and now >= s.kept_until]
+        idle = [slot for slot in self._movable() if not slot.pins and now >= slot.kept_until]
         if not idle:
             return None
         slot = min(idle, key=lambda slot: slot.used)
@@ -193,8 +207,11 @@ class SlotPool:
         self._empty(slot)
         return slot
 
+    def _movable(self) -> Iterator[Slot]:
+        return (slot for slot in self.slots if slot.state is State.RESIDENT and slot.digest not in self.held)
+
     def _drain_for(self, digest: str, left: Callable[[int], int]) -> None:
-        pinned = [slot for slot in self.slots if slot.state is State.RESIDENT and slot.pins]
+        pinned = [slot for slot in self._movable() if slot.pins]
         if pinned:
             slot = min(pinned, key=lambda slot: left(slot.index))
             slot.state, slot.heir = State.DRAINING, digest
@@ -212,6 +229,8 @@ class SlotPool:
         slot.kept_until = slot.used + GRACE
 
     def _settle(self, digest: str, error: EngineError | None = None) -> None:
+        if error is not None:
+            self.let_go(digest)
         for future in self._brought.pop(digest, ()):
             if future.set_running_or_notify_cancel():
                 future.set_result(None) if error is None else future.set_exception(error)

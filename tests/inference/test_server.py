@@ -25,6 +25,7 @@ from inference.client import (
     Finished,
     Generation,
     InvalidRequest,
+    PinsFull,
     PromptTooLong,
     Sampling,
     Started,
@@ -174,6 +175,19 @@ async def test_an_adapter_is_brought_evicted_and_named(served: Served, client: E
     assert digest in {adapter.digest for adapter in (await client.residency()).adapters}
     assert (await client.evict(digest)).state == "absent"
     assert digest not in {adapter.digest for adapter in (await client.residency()).adapters}
+
+
+async def test_a_pinned_adapter_makes_no_room_until_it_is_unpinned(served: Served, client: EngineClient) -> None:
+    first, second, third = served.digests
+    assert (await client.preload(first, pin=True)).pinned
+    with pytest.raises(PinsFull):
+        await client.preload(second, pin=True)
+    for digest in (second, third, second):
+        await answer(client, request("x", digest))
+    states = {adapter.digest: adapter for adapter in (await client.residency()).adapters}
+    assert (states[first].state, states[first].pinned, states[first].tier) == ("resident", True, "device")
+    assert not (await client.unpin(first)).pinned
+    assert (await client.evict(first)).tier == "store"
 
 
 @pytest.mark.parametrize(

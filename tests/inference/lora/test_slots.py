@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from inference.errors import AdapterMissing, AdapterUnavailable
+from inference.errors import AdapterMissing, AdapterUnavailable, PinsFull
 from inference.lora.slots import SlotPool, State
 
 
@@ -163,6 +163,39 @@ def test_bringing_an_adapter_is_answered_when_it_is_there() -> None:
     bench.pool.poll()
     with pytest.raises(AdapterMissing):
         broken.result()
+
+
+def test_a_held_adapter_makes_no_room_and_is_not_drained_until_it_is_let_go() -> None:
+    bench = Bench(slots=2, patience=0.0)
+    bench.resident("a", "b")
+    bench.pool.bring("a", hold=True)
+    bench.pinned("a")
+    bench.pinned("b")
+    bench.now += 60
+    bench.pool.want("c", {0: 1, 1: 99}.__getitem__)
+    assert bench.state("a") is State.RESIDENT
+    assert bench.state("b") is State.DRAINING
+    bench.pool.let_go("a")
+    bench.pool.want("d", {0: 1, 1: 99}.__getitem__)
+    assert bench.state("a") is State.DRAINING
+
+
+def test_one_slot_is_never_held() -> None:
+    bench = Bench(slots=2)
+    bench.pool.hold("a")
+    bench.pool.hold("a")
+    with pytest.raises(PinsFull):
+        bench.pool.bring("b", hold=True)
+    bench.pool.evict("a")
+    bench.pool.hold("b")
+
+
+def test_an_adapter_that_cannot_be_loaded_is_not_held() -> None:
+    bench = Bench(slots=2)
+    bench.pool.bring("a", hold=True)
+    bench.loads["a"].set_exception(AdapterMissing("gone"))
+    bench.pool.poll()
+    assert bench.pool.held == set()
 
 
 def test_bringing_waits_for_room() -> None:
