@@ -16,6 +16,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -105,11 +106,29 @@ class Store:
 
     def digests(self) -> Iterator[str]:
         """Every version in the store."""
-        folder = f"{self._root}/manifests"
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._fs.ls(folder, detail=False):
-                if is_digest(digest := "sha256:" + path.rpartition("/")[2]):
-                    yield digest
+        for path in self._list("manifests"):
+            if is_digest(digest := "sha256:" + path.rpartition("/")[2]):
+                yield digest
+
+    def sweep(self, older_than: float) -> int:
+        """Remove what dead processes left: files that are older than so many seconds and that no version holds.
+
+        As with `delete`, an object store needs the caller to keep puts away meanwhile. Returns how many.
+        """
+        horizon = datetime.now(UTC) - timedelta(seconds=older_than)
+        with self._lock(fcntl.LOCK_EX):
+            held = {self._blob_path(sha256) for digest in self.digests() for sha256 in _blobs(self.manifest(digest))}
+            found = [path for folder in ("incoming", "blobs") for path in self._list(folder) if path not in held]
+            left = [path for path in found if self._fs.modified(path) < horizon]
+            for path in left:
+                self._fs.rm_file(path)
+        return len(left)
+
+    def _list(self, folder: str) -> list[str]:
+        try:
+            return [str(path) for path in self._fs.ls(f"{self._root}/{folder}", detail=False)]
+        except FileNotFoundError:
+            return []
 
     def _put_blob(self, path: Path, file: File) -> None:
         if self._fs.exists(self._blob_path(file.sha256)) and self._fs.size(self._blob_path(file.sha256)) == file.size:

@@ -9,6 +9,7 @@ from celery import shared_task
 
 from audit import services as audit
 from registry import services as registry
+from registry.services import blobs
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,16 @@ def validate_version(version_id: str) -> None:
 @shared_task(name="jobs.tasks.revalidate_stale", acks_late=True)
 def revalidate_stale() -> None:
     registry.revalidate_stale()
+
+
+@shared_task(name="jobs.tasks.collect_blob", acks_late=True)
+def collect_blob(digest: str) -> None:
+    blobs.collect(digest)
+
+
+@shared_task(name="jobs.tasks.sweep_blobs", acks_late=True)
+def sweep_blobs() -> None:
+    blobs.sweep()
 
 
 @shared_task(name="jobs.tasks.verify_audit", acks_late=True)

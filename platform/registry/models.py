@@ -1,19 +1,22 @@
 """Knows base models, adapters, their versions and the aliases that name them; nothing of files, queues or requests.
 
 A version's identity below the registry is its digest. Triggers hold what the services promise: states move along the
-arrows below, and once a version has left validation its content never changes.
+arrows below, and once a version has left validation its content never changes. What versions hold is counted per tenant
+(`Reference`), so that the last to let go of a digest empties the store of it.
 
     uploaded ──> validating ──> ready ──> archived
         └────────────┴────────> rejected
 """
 
 import uuid
+from datetime import timedelta
 from typing import Self
 
 import pgtrigger
 from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from tenants.models import Tenant
 
@@ -21,6 +24,7 @@ NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z"
 DIGEST = r"^sha256:[0-9a-f]{64}\Z"
 VERSION_LIKE = r"^v[0-9]+\Z"
 STABLE = "stable"
+ANNOUNCED = timedelta(hours=1)  # longer than any worker takes to store a version
 
 valid_name = RegexValidator(NAME, "Lower-case letters, digits and inner dots, hyphens, underscores; 63 at most.")
 not_a_version = RegexValidator(VERSION_LIKE, "An alias can't look like a version.", inverse_match=True)
@@ -179,3 +183,51 @@ class Alias(models.Model):
 
     def __str__(self) -> str:
         return f"{self.adapter}@{self.name}"
+
+
+class BlobQuerySet(models.QuerySet["Blob"]):
+    def unheld(self) -> Self:
+        """Those that nobody refers to, and that nobody is about to."""
+        busy = Q(announced_at__gte=timezone.now() - ANNOUNCED)
+        return self.filter(references=None).exclude(busy)
+
+
+class Blob(models.Model):
+    """A version's files in the store. The row is there before they are, so nothing lies in the store unknown."""
+
+    digest = models.CharField(max_length=71, primary_key=True)
+    size = models.PositiveBigIntegerField(help_text="Bytes.")
+    announced_at = models.DateTimeField(null=True, blank=True, help_text="Set while the files are being stored.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = BlobQuerySet.as_manager()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(digest__regex=DIGEST), name="blob_has_a_digest")]
+
+    def __str__(self) -> str:
+        return self.digest
+
+
+class ReferenceQuerySet(models.QuerySet["Reference"]):
+    def for_tenant(self, tenant: Tenant) -> Self:
+        return self.filter(tenant=tenant)
+
+
+class Reference(models.Model):
+    """How many of a tenant's versions hold a blob; the row goes with the last one."""
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="references")
+    blob = models.ForeignKey(Blob, on_delete=models.PROTECT, related_name="references")
+    count = models.PositiveIntegerField(default=0)
+
+    objects = ReferenceQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["tenant", "blob"], name="reference_once_per_tenant"),
+            models.CheckConstraint(condition=Q(count__gt=0), name="reference_counts"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tenant}: {self.blob_id}"

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
@@ -22,12 +21,12 @@ from adapters.errors import Finding, Rejected
 from adapters.files import DROPPED
 from adapters.limits import DEFAULT
 from adapters.manifest import Manifest
-from adapters.store import Store
 from adapters.validation import Summary, validate
 from audit.models import Action
 from audit.services import SYSTEM, record
 from registry import quarantine
 from registry.models import PENDING, STABLE, Adapter, Alias, State, Version
+from registry.services import blobs
 from registry.services.adapters import locked
 from registry.services.versions import enqueue_validation
 
@@ -45,14 +44,13 @@ def validate_version(version_id: UUID) -> State | None:
     try:
         if version.attempts > ATTEMPTS:
             raise Rejected.because("validation-failed", "Validation broke off again and again; tell the operator.")
-        summary, manifest = _examine(version)
+        return _examine(version)
     except Rejected as refusal:
         return _reject(version, refusal.findings)
     except OSError:
         if not Version.objects.pending().filter(pk=version_id).exists():
             return None  # another worker settled it and took the files away
         raise
-    return _accept(version, summary, manifest)
 
 
 def revalidate_stale() -> int:
@@ -81,8 +79,8 @@ def _claim(version_id: UUID) -> Version | None:
     return version
 
 
-def _examine(version: Version) -> tuple[Summary, Manifest]:
-    """Validate a copy of the files and put it into the store. Raises Rejected."""
+def _examine(version: Version) -> State | None:
+    """Validate a copy of the files and, if it is in order, settle the version. Raises Rejected."""
     files = quarantine.files_of(version.pk)
     if not files:
         raise Rejected.because("upload-lost", "The uploaded files are gone; upload them again.")
@@ -92,7 +90,7 @@ def _examine(version: Version) -> tuple[Summary, Manifest]:
         summary = validate(work, base, DEFAULT)
         for name in DROPPED:
             (work / name).unlink(missing_ok=True)
-        return summary, Store(settings.LORAYARD.store_url).put(work)
+        return _store(version, summary, work)
 
 
 def _lay_out(files: list[Path], work: Path) -> None:
@@ -103,13 +101,19 @@ def _lay_out(files: list[Path], work: Path) -> None:
         (work / file.name).hardlink_to(file)
 
 
-@transaction.atomic
+def _store(version: Version, summary: Summary, work: Path) -> State | None:
+    blobs.announce(Manifest.of(work))
+    with transaction.atomic():
+        return _accept(version, summary, blobs.put(work))
+
+
 def _accept(version: Version, summary: Summary, manifest: Manifest) -> State | None:
     adapter = locked(version.adapter)
-    size = sum(file.size for file in manifest.files)
+    size = manifest.size
     content = {"digest": manifest.digest, "summary": summary.to_json(), "size": size}
     if not _settle(version, State.READY, **content):
         return None
+    blobs.acquire(adapter.tenant, manifest.digest, size)
     named = _name_stable(adapter, version)
     data = {"digest": manifest.digest, "size": size}
     record(Action.VERSION_READY, tenant=adapter.tenant, actor=SYSTEM, target=str(version), data=data)
