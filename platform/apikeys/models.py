@@ -12,12 +12,20 @@ from tenants.models import Tenant
 
 class Scope(models.TextChoices):
     INFERENCE = "inference"
+    BACKGROUND = "inference:background"  # inference that waits behind the tenant's other requests
     ADAPTERS_READ = "adapters:read"
     ADAPTERS_WRITE = "adapters:write"
     KEYS_READ = "keys:read"
     KEYS_WRITE = "keys:write"
+    EVALUATIONS_READ = "evaluations:read"
+    EVALUATIONS_WRITE = "evaluations:write"
     AUDIT_READ = "audit:read"
     PLATFORM = "platform"  # an operator's: tenants, and everything of every tenant but inference
+
+
+def known_scopes() -> list[tuple[str, str]]:
+    """The choices as a callable, so that a new scope needs no migration."""
+    return list(Scope.choices)
 
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
@@ -34,7 +42,7 @@ class ApiKey(models.Model):
     name = models.CharField(max_length=200)
     prefix = models.CharField(max_length=16, unique=True, editable=False)
     mac = models.CharField(max_length=64, editable=False)
-    scopes = ArrayField(models.CharField(max_length=32, choices=Scope))
+    scopes = ArrayField(models.CharField(max_length=32, choices=known_scopes))
     adapters = ArrayField(
         models.CharField(max_length=63), default=list, blank=True, help_text="Names of the allowed adapters; none: all."
     )
@@ -67,4 +75,6 @@ class ApiKey(models.Model):
 
     def may(self, scope: str) -> bool:
         """An operator's key may do all that is managed, but never speaks to a model."""
-        return scope in self.scopes or (Scope.PLATFORM in self.scopes and scope != Scope.INFERENCE)
+        return scope in self.scopes or (
+            Scope.PLATFORM in self.scopes and scope not in (Scope.INFERENCE, Scope.BACKGROUND)
+        )

@@ -33,6 +33,12 @@ class Action(models.TextChoices):
     ALIAS_CREATED = "adapter:alias:created"
     ALIAS_MOVED = "adapter:alias:moved"
     ALIAS_DELETED = "adapter:alias:deleted"
+    EVALUATION_SET_CREATED = "evaluation-set:created"
+    EVALUATION_SET_DELETED = "evaluation-set:deleted"
+    EVALUATION_REQUESTED = "evaluation:requested"
+    EVALUATION_CANCELLED = "evaluation:cancelled"
+    EVALUATION_SUCCEEDED = "evaluation:succeeded"
+    EVALUATION_FAILED = "evaluation:failed"
     USER_CREATED = "user:created"
     USER_CHANGED = "user:changed"
     USER_PASSWORD_CHANGED = "user:password:changed"  # noqa: S105  # an action, not a password

@@ -19,7 +19,7 @@ _public = urlsplit(LORAYARD.url)
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, [_public.hostname])]
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 
-OUR_APPS = ["config", "tenants", "apikeys", "audit", "registry", "jobs", "console", "gateway"]
+OUR_APPS = ["config", "tenants", "apikeys", "audit", "registry", "evaluations", "jobs", "console", "gateway"]
 INSTALLED_APPS = [
     "unfold",
     "unfold.contrib.filters",
@@ -167,6 +167,8 @@ CELERY_TASK_IGNORE_RESULT = True
 # A task may run twice (its worker was killed), never zero times: every task is written to be repeatable.
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
+# What takes minutes has a queue and a worker of its own.
+CELERY_TASK_ROUTES = {"jobs.tasks.run_evaluation": {"queue": "background"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_TASK_TIME_LIMIT = 3000  # below the visibility timeout, so that a running task is never delivered again
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = CELERY_EVENT_SERIALIZER = "json"

@@ -10,7 +10,7 @@ from config.services import Postgres, Redis, Service
 
 DATABASE_CONNECTIONS = 16  # that the web process holds at most
 SERVICES = ("redis", "postgres")
-STOP_ORDER = (("seed", "web", "worker", "beat"), ("engine",), SERVICES)
+STOP_ORDER = (("seed", "web", "worker", "background", "beat"), ("engine",), SERVICES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Stack:
     def processes(self) -> tuple[Command, ...]:
         """The slowest to start first."""
         engine = (self.engine,) if self.env.own_engine else ()
-        return (*engine, self.web, self.worker, self.beat)
+        return (*engine, self.web, self.worker, self.background, self.beat)
 
     @property
     def engine(self) -> Command:
@@ -65,9 +65,12 @@ class Stack:
 
     @property
     def worker(self) -> Command:
-        options = ("--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat")
-        command = ("-m", "celery", "-A", "config", "worker", "--loglevel", "INFO", *options)
-        return self._python("worker", *command, OMP_NUM_THREADS="1")
+        return self._worker("worker", "celery")
+
+    @property
+    def background(self) -> Command:
+        """Works through what takes minutes, so that nothing short ever waits for it."""
+        return self._worker("background", "background")
 
     @property
     def beat(self) -> Command:
@@ -76,6 +79,11 @@ class Stack:
     @property
     def seed(self) -> Command:
         return self._python("seed", str(ROOT / "manage.py"), "seed", OMP_NUM_THREADS="1")
+
+    def _worker(self, name: str, queue: str) -> Command:
+        command = ("-m", "celery", "-A", "config", "worker", "--queues", queue, "--hostname", f"{name}@%h")
+        options = ("--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat")
+        return self._python(name, *command, "--loglevel", "INFO", *options, OMP_NUM_THREADS="1")
 
     def _python(self, name: str, *arguments: str, **environment: str) -> Command:
         env = self.env

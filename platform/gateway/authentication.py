@@ -22,20 +22,25 @@ from tenants.models import Tenant
 
 TTL = 0.5  # seconds
 REMEMBERED = 4096  # keys
+LATER = 10  # the priority of what may wait
 LONGEST = 512  # characters of a key
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A verified key that may infer, and its tenant, with nothing left to fetch. adapters: allowed; empty is all."""
+    """A verified key that may infer, and its tenant, with nothing left to fetch. adapters: allowed; empty is all.
+
+    priority: the engine's, within the tenant's share; a key that may infer in the background only waits behind others.
+    """
 
     key: uuid.UUID
     tenant: Tenant
     adapters: tuple[str, ...]
+    priority: int = 0
 
     @classmethod
     def of(cls, key: ApiKey, tenant: Tenant) -> Self:
-        return cls(key.pk, tenant, tuple(key.adapters))
+        return cls(key.pk, tenant, tuple(key.adapters), 0 if key.may(Scope.INFERENCE) else LATER)
 
     @property
     def share(self) -> str:
@@ -92,7 +97,7 @@ def _verify(token: str) -> Caller | None:
     key = services.verify(token)
     if key is None:
         return None
-    if key.tenant is None or not key.may(Scope.INFERENCE):
+    if key.tenant is None or not (key.may(Scope.INFERENCE) or key.may(Scope.BACKGROUND)):
         raise Forbidden
     return Caller.of(key, key.tenant)
 

@@ -161,6 +161,7 @@ def _sequences(
                     share=caller.share,
                     weight=caller.tenant.weight,
                     salt=caller.salt,
+                    priority=caller.priority,
                 )
             )
     return sequences

@@ -45,4 +45,4 @@ def test_the_openapi_page_describes_every_endpoint_without_a_warning(tmp_path: A
 
 
 def test_no_migration_is_missing(db: None) -> None:
-    call_command("makemigrations", "tenants", "apikeys", "audit", "registry", "--check", "--dry-run")
+    call_command("makemigrations", "tenants", "apikeys", "audit", "registry", "evaluations", "--check", "--dry-run")

@@ -33,7 +33,8 @@ KINDS = {
     "redis": "redis-server",
     "engine": "-m inference.server",
     "web": "-m uvicorn",
-    "worker": "celery -A config worker",
+    "worker": "worker --queues celery",
+    "background": "worker --queues background",
     "beat": "celery -A config beat",
 }
 
@@ -166,7 +167,7 @@ def run_what_was_printed(output: str) -> None:
 
 def everything_comes_back(up: Up, told: dict[str, str], url: str) -> None:
     """Kills each process in turn without a word; each is there again, and the whole is ready."""
-    for kind in ("web", "engine", "postgres", "redis", "worker", "beat"):
+    for kind in ("web", "engine", "postgres", "redis", "worker", "background", "beat"):
         comes_back(told, kind)
     deadline = time.monotonic() + 90
     while (who := down(url)) and time.monotonic() < deadline:

@@ -73,6 +73,12 @@ async def test_a_key_without_the_scope_is_never_remembered_as_one_with_it(acme: 
             await asked(token)
 
 
+async def test_a_key_for_the_background_infers_behind_its_tenants_other_requests(acme: Tenant) -> None:
+    live, background = [await asked(await new_key(acme, scope)) for scope in ("inference", "inference:background")]
+    assert live.priority < background.priority
+    assert live.share == background.share
+
+
 async def test_the_memory_has_a_bound(acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authentication, "REMEMBERED", 2)
     memory = Memory()
