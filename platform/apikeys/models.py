@@ -20,6 +20,8 @@ class Scope(models.TextChoices):
     EVALUATIONS_READ = "evaluations:read"
     EVALUATIONS_WRITE = "evaluations:write"
     AUDIT_READ = "audit:read"
+    WEBHOOKS_READ = "webhooks:read"
+    WEBHOOKS_WRITE = "webhooks:write"
     PLATFORM = "platform"  # an operator's: tenants, and everything of every tenant but inference
 
 

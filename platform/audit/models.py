@@ -39,6 +39,10 @@ class Action(models.TextChoices):
     EVALUATION_CANCELLED = "evaluation:cancelled"
     EVALUATION_SUCCEEDED = "evaluation:succeeded"
     EVALUATION_FAILED = "evaluation:failed"
+    WEBHOOK_CREATED = "webhook:created"
+    WEBHOOK_CHANGED = "webhook:changed"
+    WEBHOOK_ROTATED = "webhook:rotated"
+    WEBHOOK_DELETED = "webhook:deleted"
     USER_CREATED = "user:created"
     USER_CHANGED = "user:changed"
     USER_PASSWORD_CHANGED = "user:password:changed"  # noqa: S105  # an action, not a password

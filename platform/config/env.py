@@ -6,6 +6,7 @@ with the variable's name. Secrets that are unset are made once and kept in `<LOR
 
 import contextlib
 import hashlib
+import ipaddress
 import json
 import os
 import secrets
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "demo" / "base"
 SOCKET_PATH_LIMIT = 100  # of the 107 bytes that Linux allows, with room for the longest name below
 LONGEST_SOCKET = "postgres/.s.PGSQL.5432"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 GENERATED = ("secret_key", "engine_secret", "pepper")
 
@@ -60,6 +63,9 @@ class Env(BaseSettings):
     engine_secret: str = Field(default="", repr=False, min_length=32)
     pepper: str = Field(default="", repr=False, min_length=32)
 
+    # Private networks that webhooks may reach, as "10.1.0.0/16,127.0.0.1/32"; public addresses need no entry.
+    webhook_allow: str = ""
+
     own_engine: bool = False  # these three follow from the URLs; load() sets them whatever the environment says
     own_database: bool = False
     own_redis: bool = False
@@ -93,6 +99,17 @@ class Env(BaseSettings):
     @classmethod
     def _redis_url(cls, value: str) -> str:
         return _url(value, {"redis", "rediss", "unix"}, "redis://host:6379/0")
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _webhook_allow(cls, value: str) -> str:
+        _networks(value)
+        return value
+
+    @cached_property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """Networks beside the public ones that a tenant's webhook may lead to."""
+        return _networks(self.webhook_allow)
 
     @cached_property
     def run(self) -> Path:
@@ -187,6 +204,10 @@ def _url(value: str, schemes: set[str], shape: str) -> str:
     if value and (parts.scheme not in schemes or not (parts.netloc or parts.path)):
         raise ValueError(f"must look like {shape}")
     return value
+
+
+def _networks(value: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
 
 
 def _is_address(value: str) -> bool:

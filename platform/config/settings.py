@@ -19,7 +19,8 @@ _public = urlsplit(LORAYARD.url)
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, [_public.hostname])]
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 
-OUR_APPS = ["config", "tenants", "apikeys", "audit", "registry", "evaluations", "jobs", "console", "gateway"]
+OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "registry", "evaluations"]
+OUR_APPS += ["jobs", "console", "gateway"]
 INSTALLED_APPS = [
     "unfold",
     "unfold.contrib.filters",
@@ -179,6 +180,7 @@ CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_BEAT_SCHEDULE = {  # seconds
     "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": 60.0},
     "sweep-blobs": {"task": "jobs.tasks.sweep_blobs", "schedule": 900.0},
+    "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": 30.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")

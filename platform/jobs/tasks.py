@@ -10,6 +10,7 @@ from celery import shared_task
 from audit import services as audit
 from registry import services as registry
 from registry.services import blobs
+from webhooks import delivery as webhooks
 
 log = logging.getLogger(__name__)
 
@@ -40,3 +41,13 @@ def sweep_blobs() -> None:
 def verify_audit() -> None:
     for problem in audit.verify():
         log.critical("the audit chain is broken: %s", problem)
+
+
+@shared_task(name="jobs.tasks.deliver_webhook", acks_late=True, time_limit=60)
+def deliver_webhook(delivery_id: str) -> None:
+    webhooks.deliver(UUID(delivery_id))
+
+
+@shared_task(name="jobs.tasks.deliver_webhooks", acks_late=True)
+def deliver_webhooks() -> None:
+    webhooks.deliver_due()

@@ -112,6 +112,7 @@ NONSENSE = {
     "LORAYARD_PUBLIC_URL": ["example.com", "ftp://example.com"],
     "LORAYARD_DATABASE_POOL": ["-1", "many"],
     "LORAYARD_PEPPER": ["short"],
+    "LORAYARD_WEBHOOK_ALLOW": ["everything", "10.0.0.1/8", "10.0.0.0/33"],
     "LORAYARD_ENGINE_SECRET": ["short"],
     "SECRET_KEY": ["short"],
     "DATABASE_URL": ["mysql://h/d", "postgresql://h", "h", "postgresql://h:port/d"],

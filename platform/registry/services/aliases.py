@@ -7,6 +7,7 @@ from audit.services import Actor, record
 from registry.errors import AliasMoved, VersionNotReady
 from registry.models import Adapter, Alias, State
 from registry.services.adapters import locked
+from webhooks.services import emit
 
 
 @transaction.atomic
@@ -33,6 +34,7 @@ def move_alias(adapter: Adapter, name: str, version: int, *, expected: int | Non
     action = Action.ALIAS_CREATED if current is None else Action.ALIAS_MOVED
     data = {"from": current, "to": version}
     record(action, tenant=adapter.tenant, actor=actor, target=str(alias), data=data)
+    emit(adapter.tenant, "alias.moved", {"alias": str(alias), **data})
     return alias
 
 

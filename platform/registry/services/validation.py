@@ -29,6 +29,7 @@ from registry.models import PENDING, STABLE, Adapter, Alias, State, Version
 from registry.services import blobs
 from registry.services.adapters import locked
 from registry.services.versions import enqueue_validation
+from webhooks.services import emit
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
 ATTEMPTS = 5
@@ -120,6 +121,7 @@ def _accept(version: Version, summary: Summary, manifest: Manifest) -> State | N
     if named is not None:
         data = {"from": None, "to": version.number}
         record(Action.ALIAS_CREATED, tenant=adapter.tenant, actor=SYSTEM, target=str(named), data=data)
+    emit(adapter.tenant, "version.ready", {"version": str(version), "digest": manifest.digest})
     return State.READY
 
 
@@ -130,6 +132,7 @@ def _reject(version: Version, findings: tuple[Finding, ...]) -> State | None:
         return None
     data = {"rules": sorted({finding.rule for finding in findings})}
     record(Action.VERSION_REJECTED, tenant=version.adapter.tenant, actor=SYSTEM, target=str(version), data=data)
+    emit(version.adapter.tenant, "version.rejected", {"version": str(version), **data})
     return State.REJECTED
 
 

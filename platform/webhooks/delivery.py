@@ -1,0 +1,92 @@
+"""Delivers what is due, a worker's job. May run twice, be killed anywhere, and be late; the row decides who tries."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from webhooks import network, signing
+from webhooks.models import Delivery, State
+from webhooks.services import enqueue
+
+# Between attempts; after the last of them the delivery has failed. About a day in all.
+PAUSES = tuple(timedelta(seconds=seconds) for seconds in (5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600, 12 * 3600))
+LEASE = timedelta(minutes=2)  # longer than an attempt can take
+SOON = timedelta(minutes=10)  # later than this is left to beat
+KEPT = timedelta(days=30)
+
+
+def deliver(delivery_id: UUID) -> State | None:
+    """Try once, if it is due, and return the state that came of it; None when there was nothing to try."""
+    delivery = _claim(delivery_id)
+    if delivery is None:
+        return None
+    if not delivery.endpoint.active:
+        return _settle(delivery, State.FAILED, _entry(0, "The endpoint is switched off.", 0))
+    body = json.dumps(_message(delivery), separators=(",", ":")).encode()
+    told = signing.headers(delivery.message_id, int(timezone.now().timestamp()), body, delivery.endpoint.live_salts) | {
+        "content-type": "application/json",
+        "user-agent": "Lorayard-Webhooks/1",
+    }
+    outcome = network.post(delivery.endpoint.url, body, told, settings.LORAYARD.webhook_networks)
+    entry = _entry(outcome.status, outcome.error, outcome.milliseconds)
+    if outcome.accepted:
+        return _settle(delivery, State.DELIVERED, entry)
+    if delivery.attempts > len(PAUSES):
+        return _settle(delivery, State.FAILED, entry)
+    return _settle(delivery, State.PENDING, entry, pause=PAUSES[delivery.attempts - 1])
+
+
+def deliver_due() -> int:
+    """Ask for workers for what is due and has none; forget what was settled long ago. Returns how many."""
+    due = list(Delivery.objects.due().order_by("next_at").values_list("pk", flat=True)[:1000])
+    for delivery in due:
+        enqueue(delivery)
+    old = Delivery.objects.exclude(state=State.PENDING).filter(created_at__lt=timezone.now() - KEPT)
+    old.delete()
+    return len(due)
+
+
+def _claim(delivery_id: UUID) -> Delivery | None:
+    """Count an attempt and keep others away while it lasts."""
+    with transaction.atomic():
+        rows = Delivery.objects.due().select_for_update(of=("self",), skip_locked=True).select_related("endpoint")
+        delivery = rows.filter(pk=delivery_id).first()
+        if delivery is None:
+            return None
+        delivery.attempts += 1
+        delivery.next_at = timezone.now() + LEASE
+        delivery.save(update_fields=["attempts", "next_at"])
+    return delivery
+
+
+def _settle(
+    delivery: Delivery, state: State, entry: Mapping[str, Any], pause: timedelta = timedelta(0)
+) -> State | None:
+    """Compare and set: an attempt that outlived its lease changes nothing."""
+    mine = Delivery.objects.filter(pk=delivery.pk, state=State.PENDING, attempts=delivery.attempts)
+    next_at = timezone.now() + pause
+    with transaction.atomic():
+        if mine.update(state=state, next_at=next_at, log=[*delivery.log, entry]) != 1:
+            return None
+        if state == State.PENDING and pause <= SOON:
+            enqueue(delivery.pk, after=pause)
+    return state
+
+
+def _message(delivery: Delivery) -> dict[str, Any]:
+    """The body: Standard Webhooks' `type`, `timestamp` and `data`; `timestamp` is when it happened, not when told."""
+    return {"type": delivery.event, "timestamp": _text(delivery.created_at), "data": delivery.data}
+
+
+def _entry(status: int, error: str, milliseconds: int) -> dict[str, Any]:
+    return {"at": _text(timezone.now()), "status": status, "error": error, "milliseconds": milliseconds}
+
+
+def _text(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,172 @@
+"""Deliveries to a real receiver on loopback."""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from audit.services import SYSTEM
+from tenants.models import Tenant
+from tests.webhooks.conftest import Commits, Receiver
+from webhooks import delivery, services
+from webhooks.models import Delivery, Endpoint, State
+
+Emits = Callable[..., Delivery]
+Attempts = Callable[[Delivery], Delivery]
+
+
+def genuine(secret: str, headers: dict[str, str], body: bytes) -> list[bool]:
+    """Verifies by the letter of Standard Webhooks, with nothing of ours."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    right = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    return [signature == right for signature in headers["webhook-signature"].split()]
+
+
+def test_an_event_arrives_signed(
+    acme: Tenant, receiver: Receiver, loopback_allowed: None, emitted: Emits, attempt: Attempts
+) -> None:
+    _, secret = services.create_endpoint(acme, receiver.url, ["rollout.*"], actor=SYSTEM)
+    row = attempt(emitted(acme, "rollout.paused", {"rollout": "r1", "at": timezone.now()}))
+    assert (row.state, row.attempts, row.log[0]["status"]) == (State.DELIVERED, 1, 200)
+    ((headers, body),) = receiver.got
+    assert genuine(secret, headers, body) == [True]
+    assert abs(int(headers["webhook-timestamp"]) - timezone.now().timestamp()) < 30
+    message = json.loads(body)
+    assert (message["type"], message["data"]["rollout"], headers["content-type"]) == (
+        "rollout.paused",
+        "r1",
+        "application/json",
+    )
+
+
+def test_only_who_subscribed_hears_of_it_and_never_a_stranger(
+    acme: Tenant,
+    globex: Tenant,
+    receiver: Receiver,
+    loopback_allowed: None,
+    django_capture_on_commit_callbacks: Commits,
+) -> None:
+    everything, _ = services.create_endpoint(acme, receiver.url, ["*"], actor=SYSTEM)
+    services.create_endpoint(acme, f"{receiver.url}/2", ["alias.*", "rollout.paused"], actor=SYSTEM)
+    off, _ = services.create_endpoint(acme, f"{receiver.url}/3", ["*"], actor=SYSTEM)
+    services.change_endpoint(off, active=False, actor=SYSTEM)
+    services.create_endpoint(globex, receiver.url, ["*"], actor=SYSTEM)
+    with django_capture_on_commit_callbacks() as asked:
+        services.emit(acme, "version.ready", {})
+    assert [row.endpoint for row in Delivery.objects.all()] == [everything]
+    assert len(asked) == 1
+
+
+def test_after_a_rotation_both_secrets_verify_for_a_day(
+    acme: Tenant, receiver: Receiver, loopback_allowed: None, emitted: Emits, attempt: Attempts
+) -> None:
+    endpoint, old = services.create_endpoint(acme, receiver.url, ["*"], actor=SYSTEM)
+    _, new = services.rotate_secret(endpoint, actor=SYSTEM)
+    row = attempt(emitted(acme))
+    headers, body = receiver.got[0]
+    assert (genuine(new, headers, body), genuine(old, headers, body)) == ([True, False], [False, True])
+    Endpoint.objects.update(former_until=timezone.now())
+    Delivery.objects.filter(pk=row.pk).update(state=State.PENDING)
+    attempt(row)
+    headers, body = receiver.got[1]
+    assert (genuine(new, headers, body), genuine(old, headers, body)) == ([True], [False])
+
+
+def test_a_receiver_that_fails_is_tried_again_with_the_same_id(
+    acme: Tenant, endpoint: Endpoint, receiver: Receiver, emitted: Emits, attempt: Attempts
+) -> None:
+    receiver.answers = [500, 404]
+    row = attempt(emitted(acme))
+    assert row.state == State.PENDING
+    assert timedelta(seconds=3) < row.next_at - timezone.now() <= timedelta(seconds=5)
+    assert delivery.deliver(row.pk) is None  # it is not yet time
+    row = attempt(attempt(row))
+    assert (row.state, [entry["status"] for entry in row.log]) == (State.DELIVERED, [500, 404, 200])
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+    assert delivery.deliver(row.pk) is None
+    assert len(receiver.got) == 3
+
+
+def test_a_receiver_that_never_answers_well_is_given_up(
+    acme: Tenant, endpoint: Endpoint, receiver: Receiver, emitted: Emits, attempt: Attempts
+) -> None:
+    receiver.answers = [503] * 20
+    row = emitted(acme)
+    for _ in range(12):
+        attempt(row)
+    assert (row.state, row.attempts) == (State.FAILED, len(delivery.PAUSES) + 1)
+    assert len(receiver.got) == row.attempts
+
+
+def test_a_redirect_is_not_followed(
+    acme: Tenant, endpoint: Endpoint, receiver: Receiver, emitted: Emits, attempt: Attempts
+) -> None:
+    receiver.answers, receiver.headers = [307], {"Location": receiver.url}
+    assert attempt(emitted(acme)).state == State.PENDING
+    assert len(receiver.got) == 1
+
+
+def test_a_network_that_is_no_longer_allowed_is_not_reached(
+    acme: Tenant, endpoint: Endpoint, receiver: Receiver, emitted: Emits, attempt: Attempts, settings: Any
+) -> None:
+    settings.LORAYARD = settings.LORAYARD.model_copy(update={"webhook_allow": "", "webhook_networks": ()})
+    row = attempt(emitted(acme))
+    assert (row.state, row.log[0]["status"], row.log[0]["error"]) == (State.PENDING, 0, "Only https is taken.")
+    assert receiver.got == []
+
+
+def test_what_is_switched_off_meanwhile_is_not_delivered(
+    acme: Tenant, endpoint: Endpoint, receiver: Receiver, emitted: Emits, attempt: Attempts
+) -> None:
+    row = emitted(acme)
+    services.change_endpoint(endpoint, active=False, actor=SYSTEM)
+    assert attempt(row).state == State.FAILED
+    assert receiver.got == []
+
+
+def test_a_delivery_whose_worker_died_is_handed_out_again(
+    acme: Tenant, endpoint: Endpoint, emitted: Emits, django_capture_on_commit_callbacks: Commits
+) -> None:
+    row = emitted(acme)
+    assert delivery._claim(row.pk) is not None
+    assert delivery._claim(row.pk) is None  # while the lease lasts
+    Delivery.objects.update(next_at=timezone.now())
+    with django_capture_on_commit_callbacks() as asked:
+        assert delivery.deliver_due() == 1
+    assert len(asked) == 1
+
+
+def test_what_was_settled_long_ago_is_forgotten(acme: Tenant, endpoint: Endpoint, emitted: Emits) -> None:
+    emitted(acme)
+    Delivery.objects.update(created_at=timezone.now() - timedelta(days=31))
+    delivery.deliver_due()
+    assert Delivery.objects.count() == 1
+    Delivery.objects.update(state=State.DELIVERED)
+    delivery.deliver_due()
+    assert Delivery.objects.count() == 0
+
+
+def test_an_event_goes_with_the_transaction_that_it_tells_of(acme: Tenant, endpoint: Endpoint) -> None:
+    with transaction.atomic():
+        services.emit(acme, "rollout.paused", {})
+        transaction.set_rollback(True)
+    assert not Delivery.objects.exists()
+
+
+def test_a_ping_and_its_log_are_seen_over_the_api(
+    acme: Tenant, endpoint: Endpoint, receiver: Receiver, client_of: Callable[..., APIClient], attempt: Attempts
+) -> None:
+    client, path = client_of(acme), f"/api/v1/webhooks/{endpoint.pk}"
+    assert client.post(f"{path}/ping").status_code == 202
+    attempt(Delivery.objects.get())
+    (row,) = client.get(f"{path}/deliveries").json()["results"]
+    assert (row["event"], row["state"], row["log"][0]["status"]) == ("webhook.ping", "delivered", 200)
+    assert receiver.got[0][0]["webhook-id"] == row["message_id"]
