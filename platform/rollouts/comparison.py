@@ -1,0 +1,94 @@
+"""Knows how each metric of two windows is compared: which test, with which margin. Knows no levels and no verdicts."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rollouts.guardrails import Direction, Guardrail
+from rollouts.statistics import FIRST, Share, beyond, design_effect, excess, quantile_of, threshold, upper_tail
+from rollouts.windows import OCTAVE, Metric, Score, Tally, Window, value_of
+
+QUANTILES = {Metric.FIRST_TOKEN: 0.95, Metric.INTER_TOKEN: 0.95, Metric.LENGTH: 0.5}
+NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """harm: p of "within the margin", None where samples are too few. harmless: p of "beyond it", if asked for."""
+
+    stable: float | None
+    canary: float | None
+    harm: float | None
+    harmless: float | None
+    samples: tuple[int, int]
+
+
+def compare(rail: Guardrail, stable: Window, canary: Window) -> Comparison:
+    samples = stable.samples(rail.metric), canary.samples(rail.metric)
+    if min(samples) < FIRST:
+        return Comparison(None, None, None, None, samples)
+    if rail.metric is Metric.EVALUATION:
+        return _scores(rail, *(window.score for window in (stable, canary) if window.score))
+    arms = stable.tally(rail.metric), canary.tally(rail.metric)
+    return _shares(rail, *arms, samples) if rail.is_share else _quantiles(rail, *arms, samples)
+
+
+def _shares(rail: Guardrail, stable: Tally, canary: Tally, samples: tuple[int, int]) -> Comparison:
+    low, high = Above(stable, 1), Above(canary, 1)
+    harm = _excess(high, low, rail.margin)
+    harmless = _excess(low, high, -rail.margin) if rail.proves else None
+    return Comparison(low.share.value, high.share.value, harm, harmless, samples)
+
+
+def _quantiles(rail: Guardrail, stable: Tally, canary: Tally, samples: tuple[int, int]) -> Comparison:
+    """A rank test, whose scores are 1 above the quantile of both arms together and 0 below it.
+
+    The arm that should be lower has its values times 1 + margin. Where else the arms differ does not matter.
+    """
+    quantile, shift = QUANTILES[rail.metric], OCTAVE * math.log2(1 + rail.margin)
+    pairs = {Direction.HIGHER: [(stable, canary)], Direction.LOWER: [(canary, stable)]}
+    pairs[Direction.BOTH] = pairs[Direction.HIGHER] + pairs[Direction.LOWER]
+    found = [_ranks(*pair, quantile, shift, rail.proves) for pair in pairs[rail.direction]]
+    harm = min(1.0, len(found) * min(harm for harm, _ in found))
+    harmless = max((harmless for _, harmless in found if harmless is not None), default=None)
+    low, high = (value_of(quantile_of(tally.sum(0), quantile)) for tally in (stable, canary))
+    return Comparison(low, high, harm, harmless, samples)
+
+
+def _ranks(low: Tally, high: Tally, quantile: float, shift: float, proves: bool) -> tuple[float, float | None]:
+    """harm and harmless, where harm is that `high` exceeds `low`, moved up by `shift` bins."""
+    edge = threshold(low.sum(0), high.sum(0), quantile, shift)
+    moved, others = Above(low, edge - shift), Above(high, edge)
+    return _excess(others, moved, 0.0), _excess(moved, others, 0.0) if proves else None
+
+
+class Above(NamedTuple):
+    """The samples of a tally that lie above an edge."""
+
+    tally: Tally
+    edge: float
+
+    @property
+    def share(self) -> Share:
+        bins = self.tally.sum(0)
+        return Share(float(beyond(bins, self.edge)), float(bins.sum()))
+
+    @property
+    def effective(self) -> Share:
+        """What as many independent samples would be worth."""
+        effect = design_effect(beyond(self.tally, self.edge), self.tally.sum(1))
+        return Share(self.share.hits / effect, self.share.total / effect)
+
+
+def _excess(more: Above, less: Above, margin: float) -> float:
+    """Dependent samples are worth less, which is looked at only where there is something to be weakened."""
+    p = excess(more.share, less.share, margin)
+    return excess(more.effective, less.effective, margin) if p < 1 else p
+
+
+def _scores(rail: Guardrail, stable: Score, canary: Score) -> Comparison:
+    deviation = math.hypot(*((score.high - score.low) / (2 * NORMAL_95) for score in (stable, canary)))
+    worse = stable.mean - canary.mean - rail.margin
+    z = worse / deviation if deviation else math.copysign(math.inf, worse)
+    harmless = upper_tail(-z) if rail.proves else None
+    return Comparison(stable.mean, canary.mean, upper_tail(z), harmless, (stable.n, canary.n))

@@ -1,0 +1,211 @@
+import random
+from typing import Any
+
+import pytest
+
+from rollouts.verdicts import (
+    Assurance,
+    Direction,
+    Guardrail,
+    Kind,
+    Metric,
+    Mode,
+    Outcome,
+    Sample,
+    Score,
+    Standing,
+    Verdict,
+    Window,
+    decide,
+    tripped,
+)
+
+ERRORS = Guardrail.of(Metric.ERRORS)
+FIRST_TOKEN = Guardrail.of(Metric.FIRST_TOKEN)
+SCORE = Guardrail.of(Metric.EVALUATION)
+
+
+def arm(
+    count: int, seed: int, *, errors: float = 0.01, slow: float = 1.0, units: int = 10**9, **answers: Any
+) -> Window:
+    """Errors are spread evenly, so that tests do not depend on luck."""
+    draw = random.Random(seed)
+    return Window.of(
+        Sample(
+            f"{seed}-{draw.randrange(units)}",
+            error=int(number * errors) < int((number + 1) * errors),
+            first_token=slow * draw.lognormvariate(-1, 0.5),
+            tokens=round(draw.lognormvariate(4, 0.7)) + 1,
+            **answers,
+        )
+        for number in range(count)
+    )
+
+
+STABLE = arm(4000, 1)
+
+
+def judged(canary: Window, *guardrails: Guardrail, stable: Window = STABLE, look: int = 0, **options: Any) -> Verdict:
+    return decide(guardrails or (ERRORS, FIRST_TOKEN), stable, canary, look=look, steps=4, samples=400, **options)
+
+
+def test_a_canary_like_stable_succeeds() -> None:
+    verdict = judged(arm(500, 2))
+    assert verdict.kind is Kind.SUCCESS
+    assert [found.standing for found in verdict.findings] == [Standing.FINE, Standing.FINE]
+
+
+def test_a_canary_with_more_errors_fails_and_says_why() -> None:
+    verdict = judged(arm(500, 2, errors=0.08))
+    assert verdict.kind is Kind.FAILURE
+    assert verdict.reasons[0].startswith("error rate: 0.08 of the canary, 0.01 of stable, p = ")
+
+
+def test_a_canary_with_a_slower_first_token_fails() -> None:
+    assert judged(arm(800, 2, slow=1.8)).kind is Kind.FAILURE
+    assert judged(arm(800, 2, slow=0.5)).kind is Kind.SUCCESS
+
+
+def test_within_the_margin_nothing_fails() -> None:
+    assert judged(arm(2000, 2, errors=0.05), Guardrail.of(Metric.ERRORS, margin=0.05)).kind is Kind.SUCCESS
+    assert judged(arm(2000, 2, slow=1.5), Guardrail.of(Metric.FIRST_TOKEN, margin=0.6)).kind is Kind.SUCCESS
+
+
+@pytest.mark.parametrize(("canary", "stable"), [(0, 0), (0, 4000), (19, 4000), (19, 19), (4000, 0), (4000, 19)])
+def test_low_or_no_traffic_is_inconclusive_even_if_all_of_it_fails(canary: int, stable: int) -> None:
+    assert judged(arm(canary, 2, errors=1), stable=arm(stable, 3)).kind is Kind.INCONCLUSIVE
+
+
+def test_fewer_samples_than_the_step_asks_for_are_inconclusive() -> None:
+    verdict = judged(arm(399, 2))
+    assert verdict.kind is Kind.INCONCLUSIVE
+    assert verdict.reasons == ("399 of 400 requests that the step asks for",)
+
+
+def test_suspected_harm_waits_for_more_samples() -> None:
+    verdict = judged(arm(400, 2, errors=0.035))
+    assert verdict.kind is Kind.INCONCLUSIVE
+    assert verdict.findings[0].standing is Standing.DOUBT
+
+
+def test_failure_is_declared_once_a_look() -> None:
+    canary = arm(500, 2, errors=0.08)
+    verdict = judged(canary)
+    assert judged(canary, look=verdict.look).kind is Kind.INCONCLUSIVE
+    assert judged(canary, look=verdict.look - 1).kind is Kind.FAILURE
+    assert judged(arm(10, 2), look=7).look == 7, "a look that was made is not forgotten"
+
+
+def test_a_guardrail_that_only_observes_decides_nothing() -> None:
+    observed = Guardrail.of(Metric.ERRORS, mode=Mode.OBSERVE)
+    verdict = judged(arm(500, 2, errors=0.5), observed, FIRST_TOKEN)
+    assert verdict.kind is Kind.SUCCESS
+    assert verdict.findings[0].standing is Standing.HARM
+    assert verdict.as_json()["findings"][0]["mode"] == "observe"
+
+
+def test_harm_that_must_be_ruled_out_takes_more_samples() -> None:
+    careful = Guardrail.of(Metric.ERRORS, margin=0.01, assurance=Assurance.RULED_OUT)
+    few, many = judged(arm(400, 2), careful), judged(arm(4000, 2), careful)
+    assert (few.kind, many.kind) == (Kind.INCONCLUSIVE, Kind.SUCCESS)
+
+
+def test_a_slower_first_token_can_be_ruled_out_too() -> None:
+    careful = Guardrail.of(Metric.FIRST_TOKEN, margin=0.2, assurance=Assurance.RULED_OUT)
+    few, many = judged(arm(400, 2), careful), judged(arm(4000, 2), careful)
+    assert (few.kind, many.kind) == (Kind.INCONCLUSIVE, Kind.SUCCESS)
+
+
+def test_a_split_that_is_not_the_steps_is_inconclusive_whatever_else_is_seen() -> None:
+    canary = arm(500, 2, errors=0.5)
+    assert judged(canary, weight=1111).kind is Kind.FAILURE
+    verdict = judged(canary, weight=2500)
+    assert verdict.kind is Kind.INCONCLUSIVE
+    assert verdict.reasons[0].startswith("The split is not the step's: ")
+    assert verdict.look == 0, "nothing was looked at"
+
+
+def test_the_split_counts_units_and_not_requests() -> None:
+    assert judged(arm(2000, 2, units=30), stable=arm(500, 3, units=270), weight=1000).kind is Kind.SUCCESS
+
+
+def test_at_full_weight_there_is_nothing_to_compare_with() -> None:
+    assert judged(arm(500, 2), stable=Window(), weight=10_000).kind is Kind.SUCCESS
+    assert judged(arm(300, 2), stable=Window(), weight=10_000).kind is Kind.INCONCLUSIVE
+
+
+def test_one_busy_unit_that_always_fails_is_no_failure_of_the_canary() -> None:
+    busy = Window.of(Sample("busy", error=True) for _ in range(40))
+    assert judged(arm(460, 2) + busy, ERRORS).kind is not Kind.FAILURE
+    spread = Window.of(Sample(f"busy-{number}", error=True) for number in range(40))
+    assert judged(arm(460, 2) + spread, ERRORS).kind is Kind.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("metric", "field"),
+    [
+        (Metric.EMPTY, "empty"),
+        (Metric.CUT, "cut"),
+        (Metric.REPETITION, "repetitive"),
+        (Metric.REFUSALS, "refused"),
+        (Metric.SCHEMA, "invalid"),
+    ],
+)
+def test_each_fault_of_answers_is_watched(metric: Metric, field: str) -> None:
+    stable = arm(4000, 1, **{field: False})
+    good, bad = (arm(450, 2, **{field: False}) + arm(50, 3, **{field: fault}) for fault in (False, True))
+    assert judged(good, Guardrail.of(metric), stable=stable).kind is Kind.SUCCESS
+    assert judged(bad, Guardrail.of(metric), stable=stable).kind is Kind.FAILURE
+
+
+def test_thumbs_are_watched_where_there_are_any() -> None:
+    thumbs = Guardrail.of(Metric.THUMBS)
+    stable = STABLE + Window.of_thumbs((f"s{number}", number % 10 > 0) for number in range(500))
+    unhappy = arm(500, 2) + Window.of_thumbs((f"c{number}", number % 2 > 0) for number in range(100))
+    assert judged(arm(500, 2), thumbs, stable=stable).kind is Kind.SUCCESS
+    assert judged(unhappy, thumbs, stable=stable).kind is Kind.FAILURE
+    wanted = Guardrail.of(Metric.THUMBS, samples=50)
+    assert judged(arm(500, 2), wanted, stable=stable).kind is Kind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("factor", "harmful"), [(4, ("higher", "both")), (0.25, ("lower", "both")), (1, ())])
+def test_answers_may_become_longer_or_shorter_as_the_guardrail_says(factor: float, harmful: tuple[str, ...]) -> None:
+    draw = random.Random(5)
+    answers = [Sample(f"{n}", tokens=round(factor * draw.lognormvariate(4, 0.7)) + 1) for n in range(500)]
+    for direction in Direction:
+        verdict = judged(Window.of(answers), Guardrail.of(Metric.LENGTH, direction=direction))
+        assert verdict.kind is (Kind.FAILURE if direction in harmful else Kind.SUCCESS)
+
+
+def test_a_worse_evaluation_fails_at_any_time_and_a_missing_one_waits() -> None:
+    stable = STABLE.scored(Score(0.8, 0.76, 0.84, 300))
+    worse, alike = Score(0.5, 0.45, 0.55, 300), Score(0.79, 0.75, 0.83, 300)
+    assert judged(Window().scored(worse), SCORE, stable=stable).kind is Kind.FAILURE
+    assert judged(arm(500, 2).scored(alike), SCORE, stable=stable).kind is Kind.SUCCESS
+    assert judged(arm(500, 2), SCORE, stable=stable).kind is Kind.INCONCLUSIVE
+
+
+def test_a_rollout_without_guardrails_succeeds_by_its_samples() -> None:
+    assert decide((), STABLE, arm(400, 2), look=0, steps=1, samples=400).kind is Kind.SUCCESS
+
+
+FINE, ERROR, NON_FINITE = Outcome
+
+
+def test_consecutive_engine_errors_trip() -> None:
+    assert tripped([FINE, *[ERROR] * 5]) == "5 engine errors in a row"
+    assert tripped([ERROR] * 3, limit=3) == "3 engine errors in a row"
+
+
+@pytest.mark.parametrize("recent", [[], [ERROR] * 4, [*[ERROR] * 9, FINE], [ERROR, FINE] * 9])
+def test_fewer_or_interrupted_ones_do_not(recent: list[Outcome]) -> None:
+    assert tripped(recent) is None
+
+
+def test_an_engine_that_fails_stable_too_is_not_the_canarys_fault() -> None:
+    assert tripped([ERROR] * 5, [FINE, FINE, *[ERROR] * 3]) is None
+    assert tripped([ERROR] * 5, [*[ERROR] * 9, *[FINE] * 5]) is not None
+
+
+def test_logits_that_are_not_finite_trip_at_once() -> None:
+    assert tripped([NON_FINITE, FINE], [NON_FINITE]) is not None
