@@ -1,7 +1,7 @@
 """One ASGI application out of three. Knows which path goes where; knows nothing of what is said there.
 
 `/v1/…` over HTTP goes to the gateway's own handler, which has no middleware and holds no thread while a stream is open;
-the rest of HTTP to Django; WebSockets to Channels.
+the rest of HTTP, and files under `/v1/`, to Django; WebSockets to Channels.
 """
 
 import os
@@ -48,6 +48,7 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.startup.complete"})
 
 
+FILES = ("/v1/uploads/", "/v1/files/")
 nowhere: Any = _no_such_socket
 sockets = URLRouter([*websocket_urlpatterns, re_path(r"", nowhere)])
 
@@ -57,7 +58,9 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     handler: Any
     match scope["type"]:
         case "http":
-            handler = data_plane if f"{scope['path']}/".startswith("/v1/") else partial(bounded, console)
+            path = f"{scope['path']}/"
+            tokens = path.startswith("/v1/") and not path.startswith(FILES)
+            handler = data_plane if tokens else partial(bounded, console)
         case "websocket":
             handler = sockets
         case _:

@@ -23,6 +23,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 SMALL = 1 << 20  # bytes: any form or JSON body
 LARGE = DEFAULT.total + SMALL  # an upload
+PART = (64 << 20) + SMALL  # a part of one
 REFUSED = (
     b'{"error":{"message":"The body is too large.","type":"invalid_request_error","param":null,"code":"too_large"}}'
 )
@@ -31,13 +32,14 @@ REFUSED = (
 async def bounded(application: Any, scope: Scope, receive: Receive, send: Send) -> None:
     """The application, which reads no more than the caller may send. Beyond it the answer is 413."""
     room, read, answered = SMALL, 0, False
+    most = _most(scope["path"])
 
     async def counted() -> dict[str, Any]:
         nonlocal room, read
         message = await receive()
         read += len(message.get("body", b""))
-        if read > room == SMALL and await asyncio.to_thread(_known, scope):
-            room = LARGE
+        if read > room and room < most and await asyncio.to_thread(_known, scope):
+            room = most
         return message if read <= room else {"type": "http.disconnect"}
 
     async def told(message: Any) -> None:
@@ -50,6 +52,13 @@ async def bounded(application: Any, scope: Scope, receive: Receive, send: Send) 
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": REFUSED})
+
+
+def _most(path: str) -> int:
+    """What a caller who is known may send here."""
+    if path.startswith("/v1/uploads"):
+        return PART if path.endswith("/parts") else SMALL
+    return LARGE
 
 
 def _known(scope: Scope) -> bool:

@@ -179,6 +179,7 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_BEAT_SCHEDULE = {  # seconds
     "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": 60.0},
+    "expire-uploads": {"task": "jobs.tasks.expire_uploads", "schedule": 300.0},
     "sweep-blobs": {"task": "jobs.tasks.sweep_blobs", "schedule": 900.0},
     "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": 30.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},

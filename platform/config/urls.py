@@ -9,6 +9,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("healthz", health.live, name="healthz"),
     path("readyz", health.ready, name="readyz"),
     path("metrics", health.metrics, name="metrics"),
+    path("v1/", include("registry.upload_urls")),
     path("v1/", include("gateway.urls")),
     path("api/v1/", include("tenants.urls")),
     path("api/v1/", include("apikeys.urls")),

@@ -32,6 +32,11 @@ def collect_blob(digest: str) -> None:
     blobs.collect(digest)
 
 
+@shared_task(name="jobs.tasks.expire_uploads", acks_late=True)
+def expire_uploads() -> None:
+    registry.expire_uploads()
+
+
 @shared_task(name="jobs.tasks.sweep_blobs", acks_late=True)
 def sweep_blobs() -> None:
     blobs.sweep()

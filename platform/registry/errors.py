@@ -12,11 +12,17 @@ PlatformError
 │   ├── VersionNotReady
 │   ├── BaseModelChanged     a name that adapters were validated against now means other shapes
 │   └── NoBaseModel          nothing is served yet, so nothing can be adapted
+├── QuotaExceeded            403, with the quota's name, what is used, asked for and allowed
 ├── UploadTooLarge           413
+├── UploadNotFound           404
 └── UploadMalformed          400
+    ├── UploadClosed         completed, cancelled or expired
+    ├── UploadOverfull       the part is more than was announced
+    ├── PartsMissing         the parts don't add up
+    └── ChecksumMismatch
 """
 
-from tenants.errors import Conflict, NotFound, PlatformError, TooLarge
+from tenants.errors import Body, Conflict, Forbidden, NotFound, PlatformError, TooLarge
 
 
 class ModelNotFound(NotFound):
@@ -78,3 +84,53 @@ class UploadTooLarge(TooLarge):
 class UploadMalformed(PlatformError):
     code = "upload_malformed"
     param = "files"
+
+
+class UploadNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("There is no such upload or file here.")
+
+
+class UploadClosed(UploadMalformed):
+    code = "upload_closed"
+    param = "upload_id"
+
+    def __init__(self, state: str) -> None:
+        super().__init__(
+            f"The upload is {state}; start a new one." if state != "pending" else "The upload has expired."
+        )
+
+
+class UploadOverfull(UploadMalformed):
+    code = "upload_overfull"
+    param = "data"
+
+    def __init__(self, announced: int, room: int, size: int) -> None:
+        super().__init__(f"Of the {announced:,} bytes announced {room:,} are left; this part has {size:,}.")
+
+
+class PartsMissing(UploadMalformed):
+    code = "parts_missing"
+    param = "part_ids"
+
+
+class ChecksumMismatch(UploadMalformed):
+    code = "checksum_mismatch"
+
+    def __init__(self, name: str, expected: str, found: str) -> None:
+        super().__init__(
+            f"The file's {name} is {found}, not {expected[:128]}; a part is damaged or out of order.", param=name
+        )
+
+
+class QuotaExceeded(Forbidden):
+    code = "quota_exceeded"
+
+    def __init__(self, quota: str, *, used: int, asked: int, limit: int) -> None:
+        super().__init__(f"The quota of {quota} is {limit:,}; {used:,} are used and {asked:,} more were asked for.")
+        self.param = quota
+        self.numbers = {"quota": quota, "used": used, "requested": asked, "limit": limit}
+
+    @property
+    def body(self) -> Body:
+        return {"error": {**super().body["error"], **self.numbers}}

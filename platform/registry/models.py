@@ -18,6 +18,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from registry import intake  # noqa: F401  its models are the registry's too
 from tenants.models import Tenant
 
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z"

@@ -2,6 +2,7 @@
 
 <home>/quarantine/<version id>/<file>      until the version is ready or rejected
 <home>/quarantine/incoming/<temporary>     while a request is being read
+<home>/quarantine/uploads/<upload id>/     uploads in parts (registry.assembly)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MAX_FILES = 8
 FORM_OVERHEAD = 64 * 1024  # boundaries and part headers of a multipart body
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^\.+")
 WORK = ".work-"
+UPLOADS = "uploads"
 
 
 def root() -> Path:
@@ -83,7 +85,7 @@ def sweep(keep: Iterable[UUID], older_than: float) -> int:
     kept = {str(version) for version in keep}
     horizon = time.time() - older_than
     incoming = root() / "incoming"
-    folders = [path for path in _entries(root()) if path.name not in kept and path != incoming]
+    folders = [path for path in _entries(root()) if path.name not in kept | {"incoming", UPLOADS}]
     left = [path for path in (*folders, *_entries(incoming)) if _modified(path) < horizon]
     for path in left:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -108,19 +110,28 @@ class Landing(UploadedFile):  # type: ignore[type-arg]  # generic in the stubs a
         self.path.unlink(missing_ok=True)
 
 
+class Waiting(File):  # type: ignore[type-arg]
+    """A file that is on the quarantine's disk already: admitting it is a link."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(None, name)
+        self.path = path
+
+
 class Incoming(FileUploadHandler):
     """Reads a request's files into the quarantine. One byte over the limit ends it, with nothing left."""
 
     chunk_size = 1 << 20
 
-    def __init__(self, request: Any = None) -> None:
+    def __init__(self, request: Any = None, limit: int | None = None) -> None:
         super().__init__(request)
+        self.limit = DEFAULT.total if limit is None else limit
         self.received = 0
         self.landed: list[Landing] = []
 
     def handle_raw_input(self, input_data: Any, META: Any, content_length: int, *args: Any, **kwargs: Any) -> None:
-        if content_length > DEFAULT.total + FORM_OVERHEAD:
-            raise UploadTooLarge(DEFAULT.total)
+        if content_length > self.limit + FORM_OVERHEAD:
+            raise UploadTooLarge(self.limit)
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         super().new_file(*args, **kwargs)
@@ -129,8 +140,8 @@ class Incoming(FileUploadHandler):
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         self.received += len(raw_data)
         try:
-            if self.received > DEFAULT.total:
-                raise UploadTooLarge(DEFAULT.total)
+            if self.received > self.limit:
+                raise UploadTooLarge(self.limit)
             self.landed[-1].write(raw_data)
         except BaseException:
             self.upload_interrupted()
@@ -148,6 +159,11 @@ class Incoming(FileUploadHandler):
 
 
 def _take(file: File[Any], target: Path, limit: int) -> int:
+    if isinstance(file, Waiting):
+        target.hardlink_to(file.path)
+        if target.stat().st_size > limit:
+            raise UploadTooLarge(DEFAULT.total)
+        return target.stat().st_size
     if isinstance(file, Landing):
         if (file.size or 0) > limit:
             raise UploadTooLarge(DEFAULT.total)

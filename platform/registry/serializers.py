@@ -60,10 +60,22 @@ class AliasMove(Strict):
     )
 
 
+class FromFiles(Strict):
+    """A version out of files that were uploaded before."""
+
+    files = serializers.ListField(
+        child=serializers.RegexField(r"^(file-|upload_)[0-9a-f]{32}\Z"),
+        min_length=1,
+        max_length=8,
+        help_text="Ids of complete uploads: the two files, or one archive of them.",
+    )
+
+
 UPLOAD_REQUEST = {
+    "application/json": FromFiles,
     "multipart/form-data": {
         "type": "object",
         "description": "adapter_config.json and adapter_model.safetensors, or one .zip or .tar.gz of them.",
         "additionalProperties": {"type": "string", "format": "binary"},
-    }
+    },
 }

@@ -4,6 +4,7 @@ from registry import views
 
 app_name = "registry"
 urlpatterns = [
+    path("quotas", views.Quotas.as_view(), name="quotas"),
     path("adapters", views.Adapters.as_view(), name="adapters"),
     path("adapters/<str:name>", views.OneAdapter.as_view(), name="adapter"),
     path("adapters/<str:name>/versions", views.Versions.as_view(), name="versions"),

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
+from uuid import UUID
 
 from django.db.models import Model, QuerySet
 from django.urls import reverse
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status
 from rest_framework.generics import get_object_or_404
-from rest_framework.parsers import MultiPartParser
+from rest_framework.parsers import JSONParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import ValidationError
@@ -17,7 +19,8 @@ from rest_framework.serializers import ValidationError
 from apikeys.models import ApiKey, Scope
 from audit.api import Management
 from registry import services
-from registry.errors import AdapterNotFound
+from registry.errors import AdapterNotFound, UploadNotFound
+from registry.intake import Upload
 from registry.models import NAME, Adapter, Alias, BaseModel, Version
 from registry.quarantine import Incoming
 from registry.serializers import (
@@ -25,6 +28,7 @@ from registry.serializers import (
     AdapterSerializer,
     AliasMove,
     AliasSerializer,
+    FromFiles,
     NewAdapter,
     VersionSerializer,
 )
@@ -96,7 +100,7 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
     scopes = READ_WRITE
     ordering = ("-number",)
     serializer_class = VersionSerializer
-    parser_classes = [MultiPartParser]
+    parser_classes = [MultiPartParser, JSONParser]
 
     def get_queryset(self) -> QuerySet[Version]:
         return self.adapter().versions.select_related("adapter")
@@ -112,16 +116,28 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
     def post(self, request: Request, name: str) -> Response:
         self.check_allowed(name)
         Adapter(name=name).clean_fields(exclude=["tenant", "base_model"])
-        unknown = sorted(set(request.data) - set(request.FILES))
-        if unknown:
-            raise ValidationError({field: "Unknown; send files alone." for field in unknown})
-        files = [file for _, files in request.FILES.lists() for file in files]
+        given = self.given(request)
         adapter = services.ensure_adapter(self.tenant, name, actor=self.actor)
-        version = services.upload_version(adapter, files, actor=self.actor)
+        version = services.upload_version(adapter, **given, actor=self.actor)
         location = reverse("registry:version", args=[name, version.number])
         if "tenant" in request.query_params:
             location += f"?tenant={self.tenant.slug}"
         return Response(VersionSerializer(version).data, status.HTTP_202_ACCEPTED, headers={"Location": location})
+
+    def given(self, request: Request) -> dict[str, Any]:
+        """The files that come with the request, or the uploads that it names."""
+        if (request.content_type or "").startswith("multipart/"):
+            unknown = sorted(set(request.data) - set(request.FILES))
+            if unknown:
+                raise ValidationError({field: "Unknown; send files alone." for field in unknown})
+            return {"files": [file for _, files in request.FILES.lists() for file in files]}
+        wanted = FromFiles(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        keys = [UUID(public_id[-32:]) for public_id in wanted.validated_data["files"]]
+        found = Upload.objects.for_tenant(self.tenant).in_bulk(keys)
+        if len(found) < len(keys):
+            raise UploadNotFound
+        return {"received": [found[key] for key in keys]}
 
 
 class OneVersion(RegistryView[Version]):
@@ -187,3 +203,14 @@ def _base_model(name: str | None) -> BaseModel | None:
     if base is None:
         raise ValidationError({"base_model": f"There is no base model {name!r}."})
     return base
+
+
+class Quotas(RegistryView[Adapter]):
+    """What the tenant has and may have, what is on its way in included."""
+
+    scopes = {"GET": Scope.ADAPTERS_READ}
+
+    @extend_schema(responses={200: {"type": "object"}})
+    def get(self, request: Request) -> Response:
+        used, limits = asdict(services.usage(self.tenant)), asdict(services.limits(self.tenant))
+        return Response({name: {"used": used[name], "limit": limits[name]} for name in used})

@@ -21,7 +21,7 @@ from rest_framework.response import Response
 
 log = logging.getLogger(__name__)
 
-Body = dict[str, dict[str, str | None]]
+Body = dict[str, dict[str, Any]]
 
 
 class PlatformError(Exception):

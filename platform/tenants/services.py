@@ -9,6 +9,8 @@ from audit.services import Actor, record
 from tenants.errors import Conflict
 from tenants.models import Member, Role, Tenant
 
+CHANGEABLE = {"name", "weight", "active", "quota_bytes", "quota_versions", "quota_uploads", "requires_signature"}
+
 
 class SlugTaken(Conflict):
     code = "slug_taken"
@@ -31,8 +33,8 @@ def create_tenant(slug: str, name: str, *, actor: Actor, weight: float = 1.0) ->
 
 @transaction.atomic
 def change_tenant(tenant: Tenant, *, actor: Actor, **changes: Any) -> Tenant:
-    """Set `name`, `weight` or `active`. What stays the same is neither written nor recorded."""
-    assert changes.keys() <= {"name", "weight", "active"}
+    """Set what CHANGEABLE names. What stays the same is neither written nor recorded."""
+    assert changes.keys() <= CHANGEABLE
     tenant = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
     before = {field: getattr(tenant, field) for field in changes}
     after = {field: value for field, value in changes.items() if value != before[field]}

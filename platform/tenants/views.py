@@ -16,7 +16,10 @@ PLATFORM = "platform"
 class TenantSerializer(serializers.ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
-        fields = ["id", "slug", "name", "weight", "active", "created_at"]
+        fields = [
+            "id", "slug", "name", "weight", "active", "quota_bytes", "quota_versions", "quota_uploads",
+            "requires_signature", "created_at",
+        ]  # fmt: skip
 
 
 class NewTenant(Strict):
@@ -29,6 +32,9 @@ class TenantChanges(Strict):
     name = serializers.CharField(max_length=200, required=False)
     weight = serializers.FloatField(required=False, min_value=0.01, max_value=1000)
     active = serializers.BooleanField(required=False)
+    quota_bytes = serializers.IntegerField(required=False, min_value=0, max_value=2**62)
+    quota_versions = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
+    quota_uploads = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
 
 
 class Tenants(mixins.ListModelMixin, Management[Tenant]):

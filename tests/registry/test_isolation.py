@@ -11,7 +11,10 @@ from rest_framework.test import APIClient
 from apikeys.models import ApiKey
 from audit.api import Management
 from audit.models import Event
+from audit.services import SYSTEM
+from registry.intake import Upload
 from registry.models import Adapter, Alias, Version
+from registry.services import create_upload
 from tenants.errors import REFUSED
 from tenants.models import Tenant
 
@@ -37,7 +40,7 @@ def walk(patterns: list[Any], prefix: str = "", namespace: str = "") -> Iterator
         if isinstance(pattern, URLResolver):
             inner = f"{pattern.namespace}:" if pattern.namespace else ""
             yield from walk(pattern.url_patterns, route, namespace + inner)
-        elif isinstance(pattern, URLPattern) and route.startswith("api/v1/"):
+        elif isinstance(pattern, URLPattern) and route.startswith(("api/v1/", "v1/uploads", "v1/files")):
             view: Any = pattern.callback.view_class  # type: ignore[attr-defined]
             yield Endpoint(f"{namespace}{pattern.name}", view, tuple(pattern.pattern.converters))
 
@@ -53,15 +56,17 @@ class Scene:
     tenant: Tenant
     key: ApiKey
     version: Version
+    upload: Upload
 
     def path(self, endpoint: Endpoint) -> str:
         """A new parameter has to be added here, so that no endpoint is forgotten."""
         known = {"slug": "acme", "pk": self.key.pk, "name": "support", "number": 1, "alias": "stable"}
+        known |= {"upload": self.upload.public_id, "file": self.upload.file_id}
         return reverse(endpoint.name, kwargs={name: known[name] for name in endpoint.parameters})
 
     def secrets(self) -> list[str]:
         ids = [self.tenant.pk, self.key.pk, self.version.pk, self.version.adapter.pk]
-        return [str(pk) for pk in ids] + [self.version.digest, "acme"]
+        return [str(pk) for pk in ids] + [self.version.digest, self.upload.pk.hex, "acme"]
 
     def state(self) -> list[Any]:
         rows: list[Any] = [list(Tenant.objects.filter(pk=self.tenant.pk).values())]
@@ -70,6 +75,7 @@ class Scene:
             list(Adapter.objects.for_tenant(self.tenant).values()),
         ]
         rows += [list(queryset.for_tenant(self.tenant).values()) for queryset in (Version.objects, Alias.objects)]
+        rows.append(list(Upload.objects.for_tenant(self.tenant).values()))
         return [*rows, Event.objects.for_tenant(self.tenant).count()]
 
 
@@ -77,7 +83,8 @@ class Scene:
 def scene(acme: Tenant, globex: Tenant, push: Callable[..., Version], client_of: Clients) -> Scene:
     version = push(acme, "support")
     client_of(acme)
-    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version)
+    upload = create_upload(acme, filename="a.zip", purpose="adapter", bytes=3, actor=SYSTEM)
+    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload)
 
 
 def test_the_walk_finds_what_the_design_names() -> None:

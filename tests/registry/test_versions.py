@@ -22,6 +22,7 @@ from registry.errors import AdapterInUse, BaseModelChanged, NameTaken
 from registry.models import Adapter, Alias, BaseModel, State, Version
 from registry.services import (
     archive_version,
+    blobs,
     create_adapter,
     delete_adapter,
     ensure_adapter,
@@ -138,15 +139,15 @@ def test_of_two_workers_on_one_version_one_settles_it(
     acme: Tenant, push: Push, monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Commits
 ) -> None:
     version = push(acme, "support", validate=False)
-    put = Store.put
+    announce = blobs.announce
 
-    def overtaken(store: Store, folder: Path) -> Manifest:
-        monkeypatch.setattr(Store, "put", put)
+    def overtaken(manifest: Manifest) -> None:
+        monkeypatch.setattr(blobs, "announce", announce)
         with django_capture_on_commit_callbacks(execute=True):
             assert validate_version(version.pk) == State.READY
-        return put(store, folder)
+        announce(manifest)
 
-    monkeypatch.setattr(Store, "put", overtaken)
+    monkeypatch.setattr(blobs, "announce", overtaken)
     assert validate_version(version.pk) is None
     version.refresh_from_db()
     assert version.state == State.READY

@@ -4,21 +4,40 @@ adapter's row lock, so that they happen one after the other."""
 from registry.services.adapters import create_adapter, delete_adapter, ensure_adapter, register_base_model
 from registry.services.aliases import delete_alias, move_alias
 from registry.services.naming import Target, resolve, visible_models
+from registry.services.quotas import limits, usage
+from registry.services.uploads import (
+    add_part,
+    cancel_upload,
+    complete_upload,
+    create_upload,
+    drop_file,
+    expire_uploads,
+    receive_file,
+)
 from registry.services.validation import revalidate_stale, validate_version
 from registry.services.versions import archive_version, upload_version
 
 __all__ = [
     "Target",
+    "add_part",
     "archive_version",
+    "cancel_upload",
+    "complete_upload",
     "create_adapter",
+    "create_upload",
     "delete_adapter",
     "delete_alias",
+    "drop_file",
     "ensure_adapter",
+    "expire_uploads",
+    "limits",
     "move_alias",
+    "receive_file",
     "register_base_model",
     "resolve",
     "revalidate_stale",
     "upload_version",
+    "usage",
     "validate_version",
     "visible_models",
 ]

@@ -40,6 +40,12 @@ def put(folder: Path) -> Manifest:
     return Store(settings.LORAYARD.store_url).put(folder)
 
 
+def retract(digest: str) -> None:
+    """What was announced, and perhaps put, is not to be held after all."""
+    Blob.objects.filter(pk=digest).update(announced_at=None)
+    collect(digest)
+
+
 def acquire(tenant: Tenant, digest: str, size: int) -> None:
     """One more of the tenant's versions holds these files, which `put` stored in this transaction, or which it held."""
     _share_store()

@@ -25,10 +25,12 @@ from adapters.validation import Summary, validate
 from audit.models import Action
 from audit.services import SYSTEM, record
 from registry import quarantine
+from registry.errors import QuotaExceeded
 from registry.models import PENDING, STABLE, Adapter, Alias, State, Version
-from registry.services import blobs
+from registry.services import blobs, quotas
 from registry.services.adapters import locked
 from registry.services.versions import enqueue_validation
+from tenants.models import Tenant
 from webhooks.services import emit
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz")
@@ -103,18 +105,25 @@ def _lay_out(files: list[Path], work: Path) -> None:
 
 
 def _store(version: Version, summary: Summary, work: Path) -> State | None:
-    blobs.announce(Manifest.of(work))
-    with transaction.atomic():
-        return _accept(version, summary, blobs.put(work))
+    manifest = Manifest.of(work)
+    blobs.announce(manifest)
+    try:
+        with transaction.atomic():
+            return _accept(version, summary, blobs.put(work))
+    except Rejected:
+        blobs.retract(manifest.digest)
+        raise
 
 
 def _accept(version: Version, summary: Summary, manifest: Manifest) -> State | None:
+    quotas.hold(version.adapter.tenant)
     adapter = locked(version.adapter)
     size = manifest.size
     content = {"digest": manifest.digest, "summary": summary.to_json(), "size": size}
     if not _settle(version, State.READY, **content):
         return None
     blobs.acquire(adapter.tenant, manifest.digest, size)
+    _check_quota(adapter.tenant)
     named = _name_stable(adapter, version)
     data = {"digest": manifest.digest, "size": size}
     record(Action.VERSION_READY, tenant=adapter.tenant, actor=SYSTEM, target=str(version), data=data)
@@ -123,6 +132,15 @@ def _accept(version: Version, summary: Summary, manifest: Manifest) -> State | N
         record(Action.ALIAS_CREATED, tenant=adapter.tenant, actor=SYSTEM, target=str(named), data=data)
     emit(adapter.tenant, "version.ready", {"version": str(version), "digest": manifest.digest})
     return State.READY
+
+
+def _check_quota(tenant: Tenant) -> None:
+    """An archive may unpack to more than its tenant has left; then nothing of this happened. Raises Rejected."""
+    try:
+        quotas.check(tenant)
+    except QuotaExceeded as error:
+        limit, used = (f"{error.numbers[name]} bytes" for name in ("limit", "used"))
+        raise Rejected.because("quota-exceeded", str(error), expected=f"at most {limit}", found=used) from error
 
 
 @transaction.atomic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from celery import current_app
@@ -14,28 +14,41 @@ from django.utils import timezone
 
 from audit.models import Action
 from audit.services import Actor, record
-from registry import quarantine
-from registry.errors import AliasNeeded, VersionNotReady
+from registry import assembly, quarantine
+from registry.errors import AliasNeeded, UploadClosed, VersionNotReady
+from registry.intake import Upload
 from registry.models import Adapter, State, Version
+from registry.services import quotas, uploads
 from registry.services.adapters import locked
 
 TASK = "jobs.tasks.validate_version"
 
 
-def upload_version(adapter: Adapter, files: Iterable[File[Any]], *, actor: Actor, enqueue: bool = True) -> Version:
+def upload_version(
+    adapter: Adapter,
+    files: Iterable[File[Any]] = (),
+    *,
+    received: Sequence[Upload] = (),
+    actor: Actor,
+    enqueue: bool = True,
+) -> Version:
     """Put the files into quarantine as the adapter's next version and have a worker validate it after the commit.
 
-    The files are what PEFT's save_pretrained writes, or one .zip or .tar.gz of it. Raises UploadTooLarge and
-    UploadMalformed; then, as with any other failure, nothing is left behind.
+    The files are what PEFT's save_pretrained writes, or one .zip or .tar.gz of it; they come with the call, or as
+    `received` uploads. Raises UploadTooLarge, UploadMalformed and QuotaExceeded; then, as with any other failure,
+    nothing is left behind and the uploads are as they were.
     """
     version = Version(id=uuid.uuid4(), uploader=str(actor))
-    version.size = quarantine.admit(version.id, files)
+    version.size = quarantine.admit(version.id, [*files, *map(_waiting, received)])
     try:
         with transaction.atomic():
+            coming = sum(upload.bytes for upload in received)  # which count already
+            quotas.check(adapter.tenant, bytes=version.size - coming, versions=1)
             version.adapter = locked(adapter)
             last = version.adapter.versions.aggregate(last=Max("number"))["last"]
             version.number = (last or 0) + 1
             version.save(force_insert=True)
+            uploads.use(received, version)
             tenant = version.adapter.tenant
             record(
                 Action.VERSION_UPLOADED, tenant=tenant, actor=actor, target=str(version), data={"size": version.size}
@@ -46,6 +59,12 @@ def upload_version(adapter: Adapter, files: Iterable[File[Any]], *, actor: Actor
         quarantine.discard(version.id)
         raise
     return version
+
+
+def _waiting(upload: Upload) -> quarantine.Waiting:
+    if not assembly.whole(upload.pk).is_file():
+        raise UploadClosed(upload.state)
+    return quarantine.Waiting(assembly.whole(upload.pk), upload.filename)
 
 
 def enqueue_validation(version: uuid.UUID) -> None:
