@@ -7,6 +7,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.utils import timezone
 
+from audit.redaction import SecretCharField
 from tenants.models import Tenant
 
 
@@ -43,7 +44,7 @@ class ApiKey(models.Model):
     tenant = models.ForeignKey(Tenant, null=True, blank=True, on_delete=models.CASCADE, related_name="keys")
     name = models.CharField(max_length=200)
     prefix = models.CharField(max_length=16, unique=True, editable=False)
-    mac = models.CharField(max_length=64, editable=False)
+    mac = SecretCharField(max_length=64, editable=False)
     scopes = ArrayField(models.CharField(max_length=32, choices=known_scopes))
     adapters = ArrayField(
         models.CharField(max_length=63), default=list, blank=True, help_text="Names of the allowed adapters; none: all."

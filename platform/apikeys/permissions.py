@@ -45,6 +45,7 @@ def actor_of(request: Request) -> Actor:
         id=str(request.user.pk),
         address=request.META.get("REMOTE_ADDR") or "",
         request_id=request_id(request),
+        user_agent=request.headers.get("user-agent", ""),
     )
 
 

@@ -1,16 +1,21 @@
 """Knows what happened, when, to what and by whom; never secrets, prompts or how a change is made.
 
 Events form one hash chain per tenant, and one for the platform: each carries the hash of the one before, so that an
-edit, a gap or a reorder shows (`audit.services.verify`). Triggers refuse every UPDATE, DELETE and TRUNCATE.
+edit, a gap or a reorder shows (`audit.verification`). Checkpoints sign the chains' heads, so that a chain whose hashes
+were made anew shows too. Old events may be moved into sealed segments in the artifact store (`audit.retention`).
+
+Triggers hold it for every role (migration 0002): events are only appended, to the head of their chain; a chain's head
+only moves on to the event behind it; checkpoints and segments never change. One way out is left to the tables' owner:
+to delete events that a segment holds.
 """
 
-import hashlib
-import json
-from typing import Self
+from datetime import datetime
+from typing import Any, Self
 from uuid import UUID
 
-import pgtrigger
 from django.db import models
+
+from audit import proof
 
 PLATFORM_CHAIN = UUID(int=0)
 
@@ -50,6 +55,7 @@ class Action(models.TextChoices):
     WEBHOOK_CHANGED = "webhook:changed"
     WEBHOOK_ROTATED = "webhook:rotated"
     WEBHOOK_DELETED = "webhook:deleted"
+    AUDIT_SEALED = "audit:sealed"
     USER_CREATED = "user:created"
     USER_CHANGED = "user:changed"
     USER_PASSWORD_CHANGED = "user:password:changed"  # noqa: S105  # an action, not a password
@@ -85,6 +91,7 @@ class Event(models.Model):
     actor_kind = models.CharField(max_length=16)
     actor_id = models.CharField(max_length=64)
     address = models.CharField(max_length=64, blank=True)
+    user_agent = models.CharField(max_length=255, blank=True, default="")
     request_id = models.CharField(max_length=64, blank=True)
     target = models.CharField(max_length=255)
     data = models.JSONField(default=dict, blank=True)
@@ -98,37 +105,118 @@ class Event(models.Model):
         ordering = ["-id"]
         constraints = [models.UniqueConstraint(fields=["chain", "number"], name="audit_one_event_per_number")]
         indexes = [models.Index(fields=["tenant", "-id"], name="audit_newest_of_tenant")]
-        triggers = [
-            pgtrigger.Protect(name="append_only", operation=pgtrigger.Update | pgtrigger.Delete),
-            pgtrigger.Trigger(
-                name="no_truncate",
-                level=pgtrigger.Statement,
-                when=pgtrigger.Before,
-                operation=pgtrigger.Truncate,
-                func="RAISE EXCEPTION 'audit events are append-only';",
-            ),
-        ]
 
     def __str__(self) -> str:
         return f"{self.action} {self.target}"
 
-    def canonical(self) -> bytes:
-        """What the hash covers: every column but the hash and the row's id, as JSON with sorted keys."""
-        return json.dumps(
-            {
-                "chain": str(self.chain_id),
-                "tenant": str(self.tenant_id) if self.tenant_id else None,
-                "number": self.number,
-                "action": self.action,
-                "actor": [self.actor_kind, self.actor_id, self.address, self.request_id],
-                "target": self.target,
-                "data": self.data,
-                "at": int(self.created_at.timestamp() * 1_000_000),
-                "previous": self.previous,
-            },
-            sort_keys=True,
-            separators=(",", ":"),
-        ).encode()
+    def content(self) -> dict[str, Any]:
+        """What the hash covers: every column but the hash and the row's id."""
+        actor = [self.actor_kind, self.actor_id, self.address, self.request_id]
+        return {
+            "chain": str(self.chain_id),
+            "tenant": str(self.tenant_id) if self.tenant_id else None,
+            "number": self.number,
+            "action": self.action,
+            "actor": [*actor, self.user_agent] if self.user_agent else actor,  # events from before it was kept verify
+            "target": self.target,
+            "data": self.data,
+            "at": _microseconds(self.created_at),
+            "previous": self.previous,
+        }
 
     def compute_hash(self) -> str:
-        return hashlib.sha256(self.canonical()).hexdigest()
+        return proof.digest(self.content())
+
+
+class Checkpoint(models.Model):
+    """A signed statement of how long every chain that had grown was, and where it ended. These form a chain too."""
+
+    number = models.BigIntegerField(primary_key=True)
+    created_at = models.DateTimeField()
+    size = models.IntegerField(help_text="How many chains it speaks of.")
+    root = models.CharField(max_length=64, help_text="Of the Merkle tree over the chains' heads.")
+    previous = models.CharField(max_length=64, blank=True, help_text="Hash of the checkpoint before.")
+    hash = models.CharField(max_length=64)
+    key = models.CharField(max_length=44)
+    signature = models.CharField(max_length=88)
+
+    class Meta:
+        ordering = ["-number"]
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.number}"
+
+    def content(self) -> dict[str, Any]:
+        """What is hashed and signed."""
+        return {
+            "number": self.number,
+            "at": _microseconds(self.created_at),
+            "size": self.size,
+            "root": self.root,
+            "previous": self.previous,
+        }
+
+
+class Leaf(models.Model):
+    """One chain's length and head in one checkpoint. Leaves are ordered by their ids."""
+
+    checkpoint = models.ForeignKey(Checkpoint, on_delete=models.PROTECT, related_name="leaves")
+    chain = models.ForeignKey(Chain, on_delete=models.PROTECT, related_name="leaves")
+    length = models.BigIntegerField()
+    head = models.CharField(max_length=64)
+
+    class Meta:
+        ordering = ["id"]
+        verbose_name_plural = "leaves"
+        constraints = [models.UniqueConstraint(fields=["chain", "checkpoint"], name="audit_one_leaf_per_chain")]
+        indexes = [models.Index(fields=["chain", "-length"], name="audit_newest_leaf")]
+
+    def __str__(self) -> str:
+        return f"{self.chain_id} at {self.length}"
+
+    def content(self) -> dict[str, Any]:
+        return proof.leaf_of(str(self.chain_id), self.length, self.head)
+
+
+class Segment(models.Model):
+    """Events `first` to `last` of a chain, moved into a file of the artifact store whose hash is signed here."""
+
+    chain = models.ForeignKey(Chain, on_delete=models.PROTECT, related_name="segments")
+    first = models.BigIntegerField()
+    last = models.BigIntegerField()
+    head = models.CharField(max_length=64, help_text="Hash of its last event.")
+    sha256 = models.CharField(max_length=64, help_text="Of the file.")
+    size = models.BigIntegerField(help_text="Bytes of the file.")
+    created_at = models.DateTimeField()
+    key = models.CharField(max_length=44)
+    signature = models.CharField(max_length=88)
+
+    class Meta:
+        ordering = ["chain", "first"]
+        constraints = [
+            models.UniqueConstraint(fields=["chain", "first"], name="audit_segments_do_not_overlap"),
+            models.CheckConstraint(condition=models.Q(last__gte=models.F("first")), name="audit_segment_holds_events"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.chain_id} {self.first} to {self.last}"
+
+    @property
+    def path(self) -> str:
+        return f"segments/{self.chain_id}/{self.first:012d}-{self.last:012d}.jsonl"
+
+    def content(self) -> dict[str, Any]:
+        """What is signed."""
+        return {
+            "chain": str(self.chain_id),
+            "first": self.first,
+            "last": self.last,
+            "head": self.head,
+            "sha256": self.sha256,
+            "size": self.size,
+            "at": _microseconds(self.created_at),
+        }
+
+
+def _microseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1_000_000)

@@ -4,6 +4,7 @@ Every variable is listed in `Env`. One that makes no sense raises `SettingInvali
 with the variable's name. Secrets that are unset are made once and kept in `<LORAYARD_HOME>/secrets.json`, mode 0600.
 """
 
+import base64
 import contextlib
 import hashlib
 import ipaddress
@@ -66,6 +67,12 @@ class Env(BaseSettings):
     # Private networks that webhooks may reach, as "10.1.0.0/16,127.0.0.1/32"; public addresses need no entry.
     webhook_allow: str = ""
 
+    audit_store_url: str = ""  # where sealed segments and the newest checkpoint lie; unset: beside the adapters
+    # Signs the audit log: 32 bytes in base64; unset: made once into home. Former ones are public keys, to verify with.
+    audit_key: str = Field(default="", repr=False)
+    audit_former_keys: str = ""
+    audit_retention_days: int = Field(default=0, ge=0, le=36500)  # events older than this are sealed; 0: none is
+
     own_engine: bool = False  # these three follow from the URLs; load() sets them whatever the environment says
     own_database: bool = False
     own_redis: bool = False
@@ -82,7 +89,7 @@ class Env(BaseSettings):
     def _public_url(cls, value: str) -> str:
         return _url(value, {"http", "https"}, "http://host[:port]").rstrip("/")
 
-    @field_validator("store_url")
+    @field_validator("store_url", "audit_store_url")
     @classmethod
     def _store_url(cls, value: str) -> str:
         return _url(value, {"file", "s3"}, "file:///folder or s3://bucket/prefix")
@@ -111,6 +118,18 @@ class Env(BaseSettings):
         """Networks beside the public ones that a tenant's webhook may lead to."""
         return _networks(self.webhook_allow)
 
+    @field_validator("audit_key", "audit_former_keys")
+    @classmethod
+    def _audit_keys(cls, value: str) -> str:
+        if any(len(base64.b64decode(key, validate=True)) != 32 for key in _list(value)):
+            raise ValueError("must be 32 bytes in base64")
+        return value
+
+    @property
+    def audit_former(self) -> list[str]:
+        """Public keys of former times, whose signatures on the audit log still count."""
+        return _list(self.audit_former_keys)
+
     @cached_property
     def run(self) -> Path:
         """Where sockets live: under home, or in a short folder of this user's own when home's path is too long."""
@@ -137,6 +156,7 @@ def load() -> Env:
     """The environment, checked and completed. Raises SettingInvalid. Makes home's secrets where they are unset."""
     given = _read()
     run, folder = given.run, Path(given.base_model).expanduser()
+    store = given.store_url or f"file://{given.home / 'store'}"
     return given.model_copy(
         update={
             "base_model": os.path.abspath(folder) if folder.is_dir() else given.base_model,
@@ -147,7 +167,8 @@ def load() -> Env:
             "database_url": given.database_url
             or f"postgresql://lorayard@/lorayard?host={quote(str(run / 'postgres'))}",
             "redis_url": given.redis_url or f"unix://{run / 'redis.sock'}",
-            "store_url": given.store_url or f"file://{given.home / 'store'}",
+            "store_url": store,
+            "audit_store_url": given.audit_store_url or f"{store.rstrip('/')}/audit",
             **_secrets(given),
         }
     )
@@ -206,8 +227,12 @@ def _url(value: str, schemes: set[str], shape: str) -> str:
     return value
 
 
+def _list(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
 def _networks(value: str) -> tuple[Network, ...]:
-    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+    return tuple(ipaddress.ip_network(part) for part in _list(value))
 
 
 def _is_address(value: str) -> bool:

@@ -169,7 +169,11 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 # What takes minutes has a queue and a worker of its own.
-CELERY_TASK_ROUTES = {"jobs.tasks.run_evaluation": {"queue": "background"}}
+CELERY_TASK_ROUTES = {
+    "jobs.tasks.run_evaluation": {"queue": "background"},
+    "jobs.tasks.seal_audit": {"queue": "background"},
+    "jobs.tasks.verify_audit": {"queue": "background"},
+}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_TASK_TIME_LIMIT = 3000  # below the visibility timeout, so that a running task is never delivered again
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = CELERY_EVENT_SERIALIZER = "json"
@@ -182,6 +186,8 @@ CELERY_BEAT_SCHEDULE = {  # seconds
     "expire-uploads": {"task": "jobs.tasks.expire_uploads", "schedule": 300.0},
     "sweep-blobs": {"task": "jobs.tasks.sweep_blobs", "schedule": 900.0},
     "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": 30.0},
+    "checkpoint-audit": {"task": "jobs.tasks.checkpoint_audit", "schedule": 60.0},
+    "seal-audit": {"task": "jobs.tasks.seal_audit", "schedule": 3600.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")

@@ -60,6 +60,7 @@ def actor_of(request: HttpRequest) -> Actor:
         id=str(request.user.pk),
         address=request.META.get("REMOTE_ADDR") or "",
         request_id=request_id(request),  # type: ignore[arg-type]  # asks for headers alone
+        user_agent=request.headers.get("user-agent", ""),
     )
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from celery import shared_task
 
-from audit import services as audit
+from audit import checkpoints, retention, verification
 from registry import services as registry
 from registry.services import blobs
 from webhooks import delivery as webhooks
@@ -42,9 +42,20 @@ def sweep_blobs() -> None:
     blobs.sweep()
 
 
+@shared_task(name="jobs.tasks.checkpoint_audit", acks_late=True)
+def checkpoint_audit() -> None:
+    checkpoints.take()
+    checkpoints.publish()
+
+
+@shared_task(name="jobs.tasks.seal_audit", acks_late=True)
+def seal_audit() -> None:
+    retention.seal_old()
+
+
 @shared_task(name="jobs.tasks.verify_audit", acks_late=True)
 def verify_audit() -> None:
-    for problem in audit.verify():
+    for problem in verification.verify():
         log.critical("the audit chain is broken: %s", problem)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 
 from audit.models import Action
+from audit.redaction import difference, snapshot
 from audit.services import Actor, record
 from tenants.errors import Conflict
 from tenants.models import Member, Role, Tenant
@@ -36,15 +37,13 @@ def change_tenant(tenant: Tenant, *, actor: Actor, **changes: Any) -> Tenant:
     """Set what CHANGEABLE names. What stays the same is neither written nor recorded."""
     assert changes.keys() <= CHANGEABLE
     tenant = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
-    before = {field: getattr(tenant, field) for field in changes}
-    after = {field: value for field, value in changes.items() if value != before[field]}
-    if not after:
+    data = difference(snapshot(tenant, changes), changes)
+    if not data:
         return tenant
-    for field, value in after.items():
+    for field, value in data["after"].items():
         setattr(tenant, field, value)
     tenant.clean_fields()
-    tenant.save(update_fields=list(after))
-    data = {"before": {field: before[field] for field in after}, "after": after}
+    tenant.save(update_fields=list(data["after"]))
     record(Action.TENANT_CHANGED, tenant=tenant, actor=actor, target=tenant.slug, data=data)
     return tenant
 
@@ -52,6 +51,8 @@ def change_tenant(tenant: Tenant, *, actor: Actor, **changes: Any) -> Tenant:
 @transaction.atomic
 def add_member(tenant: Tenant, user: Any, role: Role, *, actor: Actor) -> Member:
     """Give a person a role in the tenant, or change the role they have."""
+    before = Member.objects.select_for_update().filter(tenant=tenant, user=user).values("role").first()
     member, _ = Member.objects.update_or_create(tenant=tenant, user=user, defaults={"role": role})
-    record(Action.MEMBER_ADDED, tenant=tenant, actor=actor, target=f"user:{user.pk}", data={"role": role.value})
+    data = {"role": role.value, "before": before["role"] if before else None}
+    record(Action.MEMBER_ADDED, tenant=tenant, actor=actor, target=f"user:{user.pk}", data=data)
     return member

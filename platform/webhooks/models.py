@@ -17,6 +17,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 
+from audit.redaction import SecretCharField
 from tenants.models import Tenant
 
 FAMILIES = ("version", "alias", "evaluation", "rollout", "merge", "budget", "webhook")
@@ -43,8 +44,8 @@ class Endpoint(models.Model):
         models.CharField(max_length=64), help_text="Names (rollout.paused), families (rollout.*), or *, which is all."
     )
     active = models.BooleanField(default=True)
-    salt = models.CharField(max_length=64, default=new_salt, editable=False)
-    former_salt = models.CharField(max_length=64, blank=True, editable=False)
+    salt = SecretCharField(max_length=64, default=new_salt, editable=False)
+    former_salt = SecretCharField(max_length=64, blank=True, editable=False)
     former_until = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 

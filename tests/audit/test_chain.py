@@ -1,39 +1,16 @@
 """The chain, attacked by somebody who owns the database and can switch the triggers off."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 
 from audit.models import Action, Chain, Event
-from audit.services import SYSTEM, Actor, record, verify
+from audit.services import SYSTEM, Actor, record
+from audit.verification import verify
 from tenants.models import Tenant
-
-
-@pytest.fixture
-def sql(db: None) -> Callable[..., None]:
-    """Runs SQL as the owner, triggers off."""
-
-    def run(statement: str, *parameters: Any) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL session_replication_role = replica")
-            cursor.execute(statement, parameters)
-            cursor.execute("SET LOCAL session_replication_role = origin")
-
-    return run
-
-
-def write(tenant: Tenant | None, count: int) -> None:
-    for number in range(count):
-        with transaction.atomic():
-            record(Action.KEY_ISSUED, tenant=tenant, actor=SYSTEM, target=f"key:{number}", data={"n": number, "f": 1.5})
-
-
-def kinds(tenant: Tenant) -> list[str]:
-    return [problem.kind for problem in verify(tenant)]
+from tests.audit.conftest import Sql, kinds, write
 
 
 def test_untouched_chains_verify(acme: Tenant, globex: Tenant) -> None:
@@ -68,16 +45,14 @@ def test_awkward_data_verifies_as_it_comes_back_from_the_database(acme: Tenant) 
         ("address", "::1"),
     ],
 )
-def test_an_edited_event_is_found(
-    acme: Tenant, globex: Tenant, sql: Callable[..., None], column: str, value: str
-) -> None:
+def test_an_edited_event_is_found(acme: Tenant, globex: Tenant, sql: Sql, column: str, value: str) -> None:
     write(acme, 3)
     sql(f"UPDATE audit_event SET {column} = %s WHERE tenant_id = %s AND number = 3", value, acme.pk)
     assert kinds(acme) == ["edited"]
     assert kinds(globex) == []
 
 
-def test_an_edited_event_with_its_hash_made_anew_is_found(acme: Tenant, sql: Callable[..., None]) -> None:
+def test_an_edited_event_with_its_hash_made_anew_is_found(acme: Tenant, sql: Sql) -> None:
     write(acme, 3)
     event = Event.objects.get(tenant=acme, number=2)
     event.target = "key:other"
@@ -86,22 +61,20 @@ def test_an_edited_event_with_its_hash_made_anew_is_found(acme: Tenant, sql: Cal
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_a_deleted_event_is_found_be_it_first_middle_or_last(
-    acme: Tenant, sql: Callable[..., None], number: int
-) -> None:
+def test_a_deleted_event_is_found_be_it_first_middle_or_last(acme: Tenant, sql: Sql, number: int) -> None:
     write(acme, 3)
     sql("DELETE FROM audit_event WHERE tenant_id = %s AND number = %s", acme.pk, number)
     assert kinds(acme) == ["missing"]
 
 
-def test_two_events_that_changed_places_are_found(acme: Tenant, sql: Callable[..., None]) -> None:
+def test_two_events_that_changed_places_are_found(acme: Tenant, sql: Sql) -> None:
     write(acme, 4)
     sql("UPDATE audit_event SET number = number - 5 WHERE tenant_id = %s AND number IN (2, 3)", acme.pk)
     sql("UPDATE audit_event SET number = -number WHERE tenant_id = %s AND number < 0", acme.pk)
     assert "reordered" in kinds(acme)
 
 
-def test_an_event_put_in_behind_the_head_is_found(acme: Tenant, sql: Callable[..., None]) -> None:
+def test_an_event_put_in_behind_the_head_is_found(acme: Tenant, sql: Sql) -> None:
     write(acme, 2)
     chain = Chain.objects.get(pk=acme.pk)
     write(acme, 1)
@@ -109,7 +82,7 @@ def test_an_event_put_in_behind_the_head_is_found(acme: Tenant, sql: Callable[..
     assert kinds(acme) == ["inserted"]
 
 
-def test_a_chain_whose_events_are_all_gone_is_found(acme: Tenant, sql: Callable[..., None]) -> None:
+def test_a_chain_whose_events_are_all_gone_is_found(acme: Tenant, sql: Sql) -> None:
     sql("DELETE FROM audit_event WHERE tenant_id = %s", acme.pk)
     assert kinds(acme) == ["missing"]
 
@@ -141,19 +114,26 @@ def test_an_event_goes_with_the_transaction_that_it_records(acme: Tenant) -> Non
 
 
 @pytest.mark.django_db(transaction=True)
-def test_concurrent_writers_neither_deadlock_nor_fork_the_chain() -> None:
+def test_fifty_writers_at_once_neither_deadlock_nor_fork_the_chain(acme: Tenant) -> None:
+    start, faults = threading.Barrier(50), []
+
     def work() -> None:
         try:
-            write(None, 10)
+            start.wait(30)
+            write(acme, 4)
+        except Exception as error:
+            faults.append(error)
         finally:
             connection.close()
 
-    threads = [threading.Thread(target=work) for _ in range(10)]
+    threads = [threading.Thread(target=work) for _ in range(50)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert Chain.objects.get().length == 100
+    assert faults == []
+    assert Chain.objects.get(pk=acme.pk).length == 201
+    assert Event.objects.for_tenant(acme).count() == 201
     assert verify() == []
 
 
@@ -166,7 +146,7 @@ def test_who_and_from_where_are_kept(acme: Tenant) -> None:
 
 
 def test_the_command_fails_on_a_fault_and_counts_what_is_whole(
-    acme: Tenant, sql: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    acme: Tenant, sql: Sql, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call_command("verify_audit")
     assert "1 events in 1 chains" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from adapters.limits import DEFAULT
 from apikeys import services as apikeys
 from apikeys.models import ApiKey, Scope
 from audit.models import Action, Event
-from audit.services import verify
+from audit.verification import verify
 from registry.models import STABLE, Adapter, Alias, State, Version
 from registry.services import validate_version
 from registry.services.versions import TASK

@@ -22,7 +22,8 @@ from adapters.limits import DEFAULT, Limits
 from adapters.manifest import Manifest
 from adapters.store import Store
 from audit.models import Event
-from audit.services import SYSTEM, verify
+from audit.services import SYSTEM
+from audit.verification import verify
 from registry import quarantine
 from registry.errors import UploadTooLarge
 from registry.models import Adapter, Alias, BaseModel, State, Version

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from adapters.limits import DEFAULT
 from audit.models import Event
-from audit.services import SYSTEM, verify
+from audit.services import SYSTEM
+from audit.verification import verify
 from registry import assembly
 from registry.errors import QuotaExceeded
 from registry.intake import Upload, UploadState

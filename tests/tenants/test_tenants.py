@@ -10,7 +10,8 @@ from django.db import IntegrityError
 from rest_framework.test import APIClient
 
 from audit.models import Action, Event
-from audit.services import SYSTEM, verify
+from audit.services import SYSTEM
+from audit.verification import verify
 from tenants.models import Member, Role, Tenant
 from tenants.services import add_member, change_tenant, create_tenant
 

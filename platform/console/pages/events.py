@@ -23,7 +23,7 @@ class EventAdmin(ConsoleAdmin):
     search_help_text = "Target, actor, address or request id"
     ordering = ("-id",)
     fields = (
-        *("created_at", "action_", "target", "actor", "tenant", "address", "request_id", "data_"),
+        *("created_at", "action_", "target", "actor", "tenant", "address", "user_agent", "request_id", "data_"),
         *("number", "previous_", "hash_"),
     )
 

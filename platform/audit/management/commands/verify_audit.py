@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from audit.models import Chain
-from audit.services import verify
+from audit.verification import verify
 
 
 class Command(BaseCommand):

@@ -1,0 +1,84 @@
+"""Moves old events out of the database into sealed segments, a beat's job. The chain stays verifiable over both.
+
+A segment is an export (`audit.proof`) in the artifact store; its row holds the file's hash under our signature. Events
+are deleted only when the file was read back, in the transaction that writes the segment's row, and the sealing is an
+event itself. The trigger lets nobody delete but the tables' owner, and nothing but what a segment holds.
+"""
+
+import hashlib
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Max
+from django.utils import timezone
+
+from audit import archive, exports, proof, signing
+from audit.models import PLATFORM_CHAIN, Action, Chain, Event, Segment
+from audit.services import SYSTEM, locked, record_in
+
+LARGEST = 10_000
+
+
+class NotKept(Exception):
+    """The store did not give back what was written; nothing was deleted."""
+
+
+def seal_old() -> int:
+    """Seal what is older than LORAYARD_AUDIT_RETENTION_DAYS (0: nothing is). Returns the number of segments."""
+    days: int = settings.LORAYARD.audit_retention_days
+    if not days:
+        return 0
+    before = timezone.now() - timedelta(days=days)
+    count = 0
+    for chain in Chain.objects.order_by("pk"):
+        while seal(chain, before) is not None:
+            count += 1
+    return count
+
+
+@transaction.atomic
+def seal(chain: Chain, before: datetime, largest: int = LARGEST) -> Segment | None:
+    """Seal the oldest events of a chain, up to a signed head; None when there is none that old.
+
+    Raises NotKept, and OSError when the store can't be reached; then nothing has changed.
+    """
+    chain = locked(chain.pk)
+    archive.keep_only(f"segments/{chain.pk}", [segment.path for segment in chain.segments.all()])
+    first = (chain.segments.aggregate(last=Max("last"))["last"] or 0) + 1
+    old = Event.objects.filter(chain=chain, number__lt=first + largest, created_at__lt=before)
+    leaf = chain.leaves.filter(length__gte=first, length__lte=old.aggregate(last=Max("number"))["last"] or 0)
+    end = leaf.order_by("-length").first()
+    if end is None:
+        return None
+    segment = _write(chain, first, end.length, end.head)
+    _release(segment)
+    tenant = None if chain.pk == PLATFORM_CHAIN else chain.pk
+    data = {"first": segment.first, "last": segment.last, "sha256": segment.sha256}
+    record_in(chain, Action.AUDIT_SEALED, tenant_id=tenant, actor=SYSTEM, target="audit", data=data)
+    return segment
+
+
+def _write(chain: Chain, first: int, last: int, head: str) -> Segment:
+    content = exports.sealed(chain, first, last)
+    segment = Segment(chain=chain, first=first, last=last, head=head, created_at=timezone.now(), size=len(content))
+    segment.sha256 = hashlib.sha256(content).hexdigest()
+    archive.write(segment.path, content)
+    kept = archive.read(segment.path)
+    report = proof.verify(kept.decode().splitlines(), signing.public_key())
+    if kept != content or report.hashes.get(last) != head or len(report.hashes) != last - first + 1:
+        raise NotKept(f"{segment} is not what was written")
+    segment.signature, segment.key = signing.sign(proof.SEGMENT, segment.content())
+    segment.save(force_insert=True)
+    return segment
+
+
+def _release(segment: Segment) -> None:
+    """The one guarded way out for events."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL lorayard.audit_sealing = 'on'")
+        cursor.execute(
+            "DELETE FROM audit_event WHERE chain_id = %s AND number BETWEEN %s AND %s",
+            [segment.chain_id, segment.first, segment.last],
+        )
+        cursor.execute("SET LOCAL lorayard.audit_sealing = ''")
