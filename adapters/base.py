@@ -78,7 +78,7 @@ def describe(source: str) -> BaseSpec:
     BaseModelMissing where there is no config or a folder holds no weights, BaseModelUnsupported where Transformers
     can't build a causal language model from it.
     """
-    model = _skeleton(source, _config(source))
+    model = build(source)
     text = model.config.get_text_config()
     return BaseSpec(
         architecture=type(model).__name__,
@@ -91,6 +91,11 @@ def describe(source: str) -> BaseSpec:
         head=_head(model),
         vectors={name: len(parameter) for name, parameter in model.named_parameters() if parameter.dim() == 1},
     )
+
+
+def build(source: str) -> Any:
+    """The model at `source` as Transformers builds it, on torch's meta device: all but its weights. Raises as above."""
+    return _skeleton(source, _config(source))
 
 
 def _config(source: str) -> Any:

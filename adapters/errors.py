@@ -5,6 +5,9 @@ AdapterError
 ├── BaseModelError
 │   ├── BaseModelMissing      nothing usable at the given folder or hub id
 │   └── BaseModelUnsupported  there is a model, but not a causal language model that Transformers loads by itself
+├── MergeError
+│   ├── Unmergeable           what was asked can't be merged exactly; `rule` says why
+│   └── Unfaithful            the merged model doesn't answer as the adapter does
 └── StoreError
     ├── Missing           the store has no such version, or not all of it
     └── Corrupt           what is stored isn't what its digest says
@@ -77,6 +80,26 @@ class BaseModelMissing(BaseModelError):
 
 
 class BaseModelUnsupported(BaseModelError):
+    pass
+
+
+class MergeError(AdapterError):
+    """`finding` says what is wrong, and what to do about it."""
+
+    def __init__(self, rule: str, message: str, *, tensor: str = "", expected: str = "", found: str = "") -> None:
+        self.finding = Finding(rule, message, tensor, expected, found)
+        super().__init__(f"[{rule}] {self.finding.message}")
+
+    @property
+    def rule(self) -> str:
+        return self.finding.rule
+
+
+class Unmergeable(MergeError):
+    pass
+
+
+class Unfaithful(MergeError):
     pass
 
 
