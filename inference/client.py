@@ -59,7 +59,8 @@ __all__ = [
 class Sampling:
     """How to draw tokens. temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off.
 
-    logprobs: None for none, else of the chosen token and of its `logprobs` best rivals.
+    logprobs: None for none, else of the chosen token and of its `logprobs` best rivals. forced: token ids that the
+    answer begins with whatever the model would say, so that logprobs tell how likely they are.
     """
 
     max_tokens: int
@@ -73,6 +74,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     ignore_eos: bool = False
     logprobs: int | None = None
+    forced: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,7 @@ def _request(generation: Generation) -> pb.GenerateRequest:
             frequency_penalty=sampling.frequency_penalty,
             ignore_eos=sampling.ignore_eos,
             logprobs=sampling.logprobs,
+            forced=sampling.forced,
         ),
         share=generation.share,
         weight=generation.weight,

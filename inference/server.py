@@ -143,6 +143,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             frequency_penalty=asked.frequency_penalty,
             ignore_eos=asked.ignore_eos,
             logprobs=asked.logprobs if asked.HasField("logprobs") else None,
+            forced=tuple(asked.forced),
         )
         prompt = list(request.prompt)
         self._scheduler.admissible(prompt, sampling)

@@ -24,7 +24,10 @@ def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
     drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0 and finite[row]]
     if drawn:
         tokens[drawn] = _draw(penalised[drawn], [sequences[row] for row in drawn])
-    chosen = tokens.tolist()
+    chosen = [
+        token if sequence.forced is None else sequence.forced
+        for token, sequence in zip(tokens.tolist(), sequences, strict=True)
+    ]
     return [
         Sampled(token, _chosen(row_logprobs, token, sequence.sampling.logprobs), is_finite)
         for token, row_logprobs, sequence, is_finite in zip(chosen, logprobs, sequences, finite, strict=True)

@@ -139,6 +139,8 @@ class Scheduler:
             raise InvalidRequest("The prompt is empty; it needs at least one token.", param="prompt")
         if max(prompt) >= self.limits.vocabulary or min(prompt) < 0:
             raise InvalidRequest(f"Token ids lie between 0 and {self.limits.vocabulary - 1}.", param="prompt")
+        if sampling.forced and max(sampling.forced) >= self.limits.vocabulary:
+            raise InvalidRequest(f"Token ids lie between 0 and {self.limits.vocabulary - 1}.", param="forced")
         if sampling.max_tokens < 1:
             raise InvalidRequest("max_tokens must be at least 1.", param="max_tokens")
         if len(prompt) + sampling.max_tokens > self.context:

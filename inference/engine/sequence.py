@@ -54,6 +54,12 @@ class Sequence:
         return self.sampling.max_tokens - self.generated
 
     @property
+    def forced(self) -> int | None:
+        """The next token, where the request says what it is."""
+        forced = self.sampling.forced
+        return forced[self.generated] if self.generated < len(forced) else None
+
+    @property
     def output(self) -> list[int]:
         return self.tokens[len(self.prompt) :]
 

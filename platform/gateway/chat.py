@@ -23,8 +23,9 @@ async def chat_completions(request: GatewayRequest, caller: Caller) -> HttpRespo
     asked = ChatRequest.parse(request.read())
     target = await resolve(caller, asked.model)
     turns = [turn(message) for message in asked.messages]
-    prompt = await prompts.chat(target.base, turns, param=asked.content, room=asked.limit)
-    run = await Run.start(request.exchange, caller, target, [prompt], asked)
+    forced = await prompts.answer(asked.forced_answer, target.base) if asked.forced_answer else ()
+    prompt = await prompts.chat(target.base, turns, param=asked.content, room=len(forced) or asked.limit)
+    run = await Run.start(request.exchange, caller, target, [prompt], asked, forced)
     return await answer(run, Shape(target.model, asked), stream=bool(asked.stream))
 
 

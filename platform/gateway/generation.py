@@ -76,10 +76,19 @@ class Run:
 
     @classmethod
     async def start(
-        cls, exchange: Exchange, caller: Caller, target: Target, prompts: Sequence[Sequence[int]], request: Request
+        cls,
+        exchange: Exchange,
+        caller: Caller,
+        target: Target,
+        prompts: Sequence[Sequence[int]],
+        request: Request,
+        forced: Sequence[int] = (),
     ) -> Self:
-        """Answers when the engine has taken every sequence. Raises EngineError or ContextExceeded; then none runs."""
-        sequences = _sequences(exchange, caller, target, prompts, request)
+        """Answers when the engine has taken every sequence. Raises EngineError or ContextExceeded; then none runs.
+
+        forced: what every answer shall be, where it is not to be drawn.
+        """
+        sequences = _sequences(exchange, caller, target, prompts, request, forced)
         client: EngineClient = engine.client()
         run = cls(exchange, target, [client.generate(sequence) for sequence in sequences], request.choices)
         try:
@@ -143,13 +152,20 @@ class Run:
 
 
 def _sequences(
-    exchange: Exchange, caller: Caller, target: Target, prompts: Sequence[Sequence[int]], request: Request
+    exchange: Exchange,
+    caller: Caller,
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    request: Request,
+    forced: Sequence[int],
 ) -> list[Generation]:
     """Prompt by prompt, choice by choice. Choices of one prompt draw from seeds that follow one another."""
     sequences = []
     for prompt in prompts:
         room = context_of(target.base) - len(prompt)
-        sampling = request.sampling(request.limit or min(request.default_limit, room))
+        sampling = request.sampling(len(forced) or request.limit or min(request.default_limit, room))
+        if forced:
+            sampling = replace(sampling, forced=tuple(forced), ignore_eos=True)
         for choice in range(request.choices):
             seed = None if sampling.seed is None else (sampling.seed + choice) % 2**64
             sequences.append(

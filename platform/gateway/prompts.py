@@ -84,6 +84,11 @@ async def text(base: BaseModel, prompt: str, *, param: str, room: int | None) ->
     return ids
 
 
+async def answer(text: str, base: BaseModel) -> list[int]:
+    """Token ids of what an assistant says, with nothing around them."""
+    return await _in_thread(lambda: load(base.source).encode(text, special=False))
+
+
 def check(base: BaseModel, ids: Sequence[int], *, param: str, room: int | None) -> None:
     """Raises BadRequest for an empty prompt or an unknown token, ContextExceeded where the context can't hold it."""
     vocabulary, context = int(base.spec["vocab_size"]), context_of(base)

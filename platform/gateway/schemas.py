@@ -189,6 +189,8 @@ class ChatMessage(Schema):
 
 
 class ChatRequest(Request):
+    """forced_answer: an extra of ours; the answer is this text, so that `logprobs` tell how likely it was."""
+
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **Request.neutral,
         "audio": (),
@@ -212,6 +214,7 @@ class ChatRequest(Request):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     stream_options: StreamOptions | None = None
+    forced_answer: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def limit(self) -> int | None:
@@ -230,6 +233,9 @@ class ChatRequest(Request):
             raise BadRequest("Give 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise BadRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+        if self.forced_answer is not None and (not self.logprobs or self.limit or self.stop or self.choices > 1):
+            conflict = "'forced_answer' needs 'logprobs', and goes with neither a limit, 'stop' nor 'n'."
+            raise BadRequest(conflict, param="forced_answer")
         _check_stream_options(self.stream, self.stream_options)
 
 

@@ -165,3 +165,23 @@ def test_whatever_leaves_one_token_is_greedy(buyer: Customer, extra: dict[str, A
         json={"model": "support", "messages": HELLO, "max_tokens": 12, "temperature": 1.0, **extra},
     )
     assert answer.json()["choices"][0]["message"]["content"] == buyer.chat("support")
+
+
+def test_a_forced_answer_is_said_and_its_likelihood_told(buyer: Customer) -> None:
+    def scored(answer: str, **options: Any) -> Any:
+        options = {"logprobs": True, "max_tokens": None, **options}
+        return ask(buyer, "support", extra_body={"forced_answer": answer}, **options)
+
+    drawn = ask(buyer, "support", logprobs=True, max_tokens=1)
+    first = drawn.choices[0].logprobs.content[0]
+    told = scored("never said: é<|end|>!")
+    assert told.choices[0].message.content == "never said: é!"
+    assert told.usage.completion_tokens == len(told.choices[0].logprobs.content) == 16
+    assert all(entry.logprob < first.logprob for entry in told.choices[0].logprobs.content[:1])
+    for fault in ({"max_tokens": 3}, {"stop": "x"}, {"n": 2}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            scored("x", **fault)
+        assert refused.value.param == "forced_answer"
+    with pytest.raises(openai.BadRequestError) as long:
+        scored("x" * 600)
+    assert long.value.code == "context_length_exceeded"

@@ -157,6 +157,11 @@ class Driver:
     def tokens(self, sequence: Sequence) -> list[int]:
         return [event.token for event in self.events if isinstance(event, Token) and event.sequence is sequence]
 
+    def logprobs(self, sequence: Sequence) -> list[float]:
+        """Of the chosen tokens."""
+        told = [event.logprobs for event in self.events if isinstance(event, Token) and event.sequence is sequence]
+        return [one.chosen[1] for one in told if one is not None]
+
     def ended(self, sequence: Sequence) -> Ended | None:
         return next((event for event in self.events if isinstance(event, Ended) and event.sequence is sequence), None)
 

@@ -73,3 +73,33 @@ def test_answers_stay_the_same_through_prefix_hits_and_preemption(workshop: Any)
 
     assert driver.scheduler.preemptions > 0
     assert any(sequence.cached for sequence in driver.begun())
+
+
+@torch.inference_mode()
+def likelihoods(base: Any, adapter: Any, prompt: list[int], answer: list[int]) -> list[float]:
+    """The log-probability of each of the answer's tokens, by one pass of Transformers over the whole."""
+    logits = base.oracle(adapter)(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    chosen: list[float] = logits.log_softmax(-1)[range(len(answer)), answer].tolist()
+    return chosen
+
+
+def test_a_forced_answer_is_as_likely_as_transformers_and_peft_find_it(workshop: Any) -> None:
+    base = workshop.base("llama")
+    adapters = adapters_for(workshop, base, "llama")
+    prompts = [workshop.prompt(length) for length in LENGTHS]
+    answers = [[*workshop.prompt(9, seed=7), 2, *workshop.prompt(30, seed=8)][: 3 + 7 * k] for k in range(len(prompts))]
+    driver = workshop.engine(base, adapters, blocks=10)  # few enough that some are preempted
+    asked = {
+        (name, k): driver.submit(prompt, name, forced=answers[k], max_tokens=len(answers[k]), logprobs=0)
+        for k, prompt in enumerate(prompts)
+        for name in ("", *adapters)
+    }
+    drawn = driver.submit(prompts[1], "everything", max_tokens=TOKENS)
+    driver.run()
+
+    for (name, k), sequence in asked.items():
+        assert driver.tokens(sequence) == answers[k]
+        expected = likelihoods(base, adapters.get(name), prompts[k], answers[k])
+        assert driver.logprobs(sequence) == pytest.approx(expected, abs=2e-4), name or "base"
+    assert driver.scheduler.preemptions > 0
+    assert [driver.tokens(drawn)] == base.answers(adapters["everything"], prompts[1:2], TOKENS)
