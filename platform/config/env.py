@@ -55,6 +55,7 @@ class Env(BaseSettings):
     engine_url: str = ""
     port: int = Field(default=8000, ge=1, le=65535)
     public_url: str = ""
+    gateway_url: str = ""  # where workers reach a web process of ours
     store_url: str = ""
     debug: bool = False
     database_pool: int = Field(default=0, ge=0, le=1000)  # connections that a process shares; 0: one per thread
@@ -84,7 +85,7 @@ class Env(BaseSettings):
             raise ValueError("must be unix:/path or host:port")
         return value
 
-    @field_validator("public_url")
+    @field_validator("public_url", "gateway_url")
     @classmethod
     def _public_url(cls, value: str) -> str:
         return _url(value, {"http", "https"}, "http://host[:port]").rstrip("/")
@@ -163,6 +164,7 @@ def load() -> Env:
             "own_engine": not given.engine_url,
             "own_database": not given.database_url,
             "own_redis": not given.redis_url,
+            "gateway_url": given.gateway_url or f"http://127.0.0.1:{given.port}",
             "engine_url": given.engine_url or f"unix:{run / 'engine.sock'}",
             "database_url": given.database_url
             or f"postgresql://lorayard@/lorayard?host={quote(str(run / 'postgres'))}",

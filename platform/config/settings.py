@@ -188,6 +188,7 @@ CELERY_BEAT_SCHEDULE = {  # seconds
     "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": 30.0},
     "checkpoint-audit": {"task": "jobs.tasks.checkpoint_audit", "schedule": 60.0},
     "seal-audit": {"task": "jobs.tasks.seal_audit", "schedule": 3600.0},
+    "resume-evaluations": {"task": "jobs.tasks.resume_evaluations", "schedule": 5.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")

@@ -116,8 +116,8 @@ class EvaluationQuerySet(models.QuerySet["Evaluation"]):
 
     def newest(self) -> Self:
         """Of each set and model the last one that succeeded."""
-        done = self.filter(state=State.SUCCEEDED)
-        return done.order_by("set", "base_model", "version", "-finished_at").distinct("set", "base_model", "version")
+        each = ("set_id", "base_model_id", "version_id")
+        return self.filter(state=State.SUCCEEDED).order_by(*each, "-finished_at").distinct(*each)
 
 
 class Evaluation(models.Model):
@@ -161,7 +161,10 @@ class Evaluation(models.Model):
                 name="evaluation_has_a_score_when_it_succeeded",
             ),
         ]
-        indexes = [models.Index(fields=["version", "set", "-finished_at"], name="evaluation_newest")]
+        indexes = [
+            models.Index(fields=["version", "set", "-finished_at"], name="evaluation_newest"),
+            models.Index(fields=["leased_until"], condition=Q(state__in=PENDING), name="evaluation_pending"),
+        ]
         triggers = [
             pgtrigger.FSM(name="states", field="state", transitions=[(a.value, b.value) for a, b in ARROWS]),
             pgtrigger.ReadOnly(

@@ -8,6 +8,7 @@ from uuid import UUID
 from celery import shared_task
 
 from audit import checkpoints, retention, verification
+from evaluations import services as evaluations
 from registry import services as registry
 from registry.services import blobs
 from webhooks import delivery as webhooks
@@ -15,6 +16,7 @@ from webhooks import delivery as webhooks
 log = logging.getLogger(__name__)
 
 TIME_LIMIT = 5 * 60  # seconds; below registry.services.validation.STALE
+SHIFT_LIMIT = 20 * 60  # seconds; well above evaluations.services.running.SHIFT, below the life of its key
 
 
 @shared_task(name="jobs.tasks.validate_version", acks_late=True, reject_on_worker_lost=True, time_limit=TIME_LIMIT)
@@ -51,6 +53,16 @@ def checkpoint_audit() -> None:
 @shared_task(name="jobs.tasks.seal_audit", acks_late=True)
 def seal_audit() -> None:
     retention.seal_old()
+
+
+@shared_task(name="jobs.tasks.run_evaluation", acks_late=True, reject_on_worker_lost=True, time_limit=SHIFT_LIMIT)
+def run_evaluation(evaluation_id: str) -> None:
+    evaluations.run_evaluation(UUID(evaluation_id))
+
+
+@shared_task(name="jobs.tasks.resume_evaluations", acks_late=True)
+def resume_evaluations() -> None:
+    evaluations.resume_evaluations()
 
 
 @shared_task(name="jobs.tasks.verify_audit", acks_late=True)

@@ -12,6 +12,8 @@ from apikeys.models import ApiKey
 from audit.api import Management
 from audit.models import Event
 from audit.services import SYSTEM
+from evaluations.models import Evaluation
+from evaluations.services import create_set, request_evaluation
 from registry.intake import Upload
 from registry.models import Adapter, Alias, Version
 from registry.services import create_upload
@@ -57,16 +59,18 @@ class Scene:
     key: ApiKey
     version: Version
     upload: Upload
+    evaluation: Evaluation
 
     def path(self, endpoint: Endpoint) -> str:
         """A new parameter has to be added here, so that no endpoint is forgotten."""
         known = {"slug": "acme", "pk": self.key.pk, "name": "support", "number": 1, "alias": "stable"}
         known |= {"upload": self.upload.public_id, "file": self.upload.file_id}
+        known |= {"evaluation_set": "greetings", "evaluation": self.evaluation.pk}
         return reverse(endpoint.name, kwargs={name: known[name] for name in endpoint.parameters})
 
     def secrets(self) -> list[str]:
         ids = [self.tenant.pk, self.key.pk, self.version.pk, self.version.adapter.pk]
-        return [str(pk) for pk in ids] + [self.version.digest, self.upload.pk.hex, "acme"]
+        return [str(pk) for pk in ids] + [self.version.digest, self.upload.pk.hex, str(self.evaluation.pk), "acme"]
 
     def state(self) -> list[Any]:
         rows: list[Any] = [list(Tenant.objects.filter(pk=self.tenant.pk).values())]
@@ -76,6 +80,7 @@ class Scene:
         ]
         rows += [list(queryset.for_tenant(self.tenant).values()) for queryset in (Version.objects, Alias.objects)]
         rows.append(list(Upload.objects.for_tenant(self.tenant).values()))
+        rows.append(list(Evaluation.objects.for_tenant(self.tenant).values()))
         return [*rows, Event.objects.for_tenant(self.tenant).count()]
 
 
@@ -84,7 +89,10 @@ def scene(acme: Tenant, globex: Tenant, push: Callable[..., Version], client_of:
     version = push(acme, "support")
     client_of(acme)
     upload = create_upload(acme, filename="a.zip", purpose="adapter", bytes=3, actor=SYSTEM)
-    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload)
+    item = b'{"messages": [{"role": "user", "content": "hi"}], "scorer": "exact", "expected": "hello"}'
+    greetings = create_set(acme, "greetings", item, actor=SYSTEM)
+    evaluation = request_evaluation(acme, greetings, "support", actor=SYSTEM)
+    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload, evaluation)
 
 
 def test_the_walk_finds_what_the_design_names() -> None:

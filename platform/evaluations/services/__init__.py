@@ -1,6 +1,20 @@
-"""The verbs of evaluation. Each is one transaction with its audit event."""
+"""The verbs of evaluation. Each change is one transaction with its audit event."""
 
 from evaluations.intervals import Score
-from evaluations.services.scores import latest_score
+from evaluations.services.requests import cancel_evaluation, request_evaluation, resume_evaluations
+from evaluations.services.running import run_evaluation
+from evaluations.services.scores import comparison, latest_score, latest_scores
+from evaluations.services.sets import create_set, delete_set
 
-__all__ = ["Score", "latest_score"]
+__all__ = [
+    "Score",
+    "cancel_evaluation",
+    "comparison",
+    "create_set",
+    "delete_set",
+    "latest_score",
+    "latest_scores",
+    "request_evaluation",
+    "resume_evaluations",
+    "run_evaluation",
+]
