@@ -71,7 +71,7 @@ class VerificationSerializer(serializers.Serializer[Any]):
     problems = ProblemSerializer(many=True)
 
 
-class KeySerializer(serializers.Serializer[Any]):
+class PublicKeySerializer(serializers.Serializer[Any]):
     algorithm = serializers.CharField()
     public_key = serializers.CharField(help_text="32 bytes in base64.")
 
@@ -161,7 +161,7 @@ class Key(Management[Event]):
     scopes = {"GET": READ}
     needs_tenant = False
 
-    @extend_schema(responses=KeySerializer)
+    @extend_schema(responses=PublicKeySerializer)
     def get(self, request: Request) -> Response:
         return Response({"algorithm": "ed25519", "public_key": signing.public_key()})
 
