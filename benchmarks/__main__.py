@@ -3,6 +3,6 @@
 import subprocess
 import sys
 
-for name in ("kernels", "engine", "scheduling"):
+for name in ("kernels", "engine", "scheduling", "rollouts"):
     print(f"\n== benchmarks.{name}", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

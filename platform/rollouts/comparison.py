@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from rollouts.guardrails import Direction, Guardrail
-from rollouts.statistics import FIRST, Share, beyond, design_effect, excess, quantile_of, threshold, upper_tail
+from rollouts.statistics import FIRST, Effect, Share, beyond, design_effect, excess, quantile_of, threshold, upper_tail
 from rollouts.windows import OCTAVE, Metric, Score, Tally, Window, value_of
 
 QUANTILES = {Metric.FIRST_TOKEN: 0.95, Metric.INTER_TOKEN: 0.95, Metric.LENGTH: 0.5}
@@ -29,18 +29,47 @@ def compare(rail: Guardrail, stable: Window, canary: Window) -> Comparison:
         return Comparison(None, None, None, None, samples)
     if rail.metric is Metric.EVALUATION:
         return _scores(rail, *(window.score for window in (stable, canary) if window.score))
-    arms = stable.tally(rail.metric), canary.tally(rail.metric)
-    return _shares(rail, *arms, samples) if rail.is_share else _quantiles(rail, *arms, samples)
+    low, high = (Grouped.of(window.tally(rail.metric)) for window in (stable, canary))
+    return _shares(rail, low, high, samples) if rail.is_share else _quantiles(rail, low, high, samples)
 
 
-def _shares(rail: Guardrail, stable: Tally, canary: Tally, samples: tuple[int, int]) -> Comparison:
-    low, high = Above(stable, 1), Above(canary, 1)
+class Grouped(NamedTuple):
+    """A tally with its bins, summed over the groups of units."""
+
+    tally: Tally
+    bins: Tally
+
+    @classmethod
+    def of(cls, tally: Tally) -> Self:
+        return cls(tally, tally.sum(0))
+
+    def quantile(self, quantile: float) -> float:
+        return value_of(quantile_of(self.bins, quantile))
+
+    def above(self, edge: float) -> "Above":
+        return Above(self, edge, Share(float(beyond(self.bins, edge)), float(self.bins.sum())))
+
+
+class Above(NamedTuple):
+    """The share of an arm's samples that lie above an edge."""
+
+    arm: Grouped
+    edge: float
+    share: Share
+
+    @property
+    def effect(self) -> Effect:
+        return design_effect(beyond(self.arm.tally, self.edge), self.arm.tally.sum(1))
+
+
+def _shares(rail: Guardrail, stable: Grouped, canary: Grouped, samples: tuple[int, int]) -> Comparison:
+    low, high = stable.above(1), canary.above(1)
     harm = _excess(high, low, rail.margin)
     harmless = _excess(low, high, -rail.margin) if rail.proves else None
     return Comparison(low.share.value, high.share.value, harm, harmless, samples)
 
 
-def _quantiles(rail: Guardrail, stable: Tally, canary: Tally, samples: tuple[int, int]) -> Comparison:
+def _quantiles(rail: Guardrail, stable: Grouped, canary: Grouped, samples: tuple[int, int]) -> Comparison:
     """A rank test, whose scores are 1 above the quantile of both arms together and 0 below it.
 
     The arm that should be lower has its values times 1 + margin. Where else the arms differ does not matter.
@@ -51,39 +80,24 @@ def _quantiles(rail: Guardrail, stable: Tally, canary: Tally, samples: tuple[int
     found = [_ranks(*pair, quantile, shift, rail.proves) for pair in pairs[rail.direction]]
     harm = min(1.0, len(found) * min(harm for harm, _ in found))
     harmless = max((harmless for _, harmless in found if harmless is not None), default=None)
-    low, high = (value_of(quantile_of(tally.sum(0), quantile)) for tally in (stable, canary))
-    return Comparison(low, high, harm, harmless, samples)
+    return Comparison(stable.quantile(quantile), canary.quantile(quantile), harm, harmless, samples)
 
 
-def _ranks(low: Tally, high: Tally, quantile: float, shift: float, proves: bool) -> tuple[float, float | None]:
+def _ranks(low: Grouped, high: Grouped, quantile: float, shift: float, proves: bool) -> tuple[float, float | None]:
     """harm and harmless, where harm is that `high` exceeds `low`, moved up by `shift` bins."""
-    edge = threshold(low.sum(0), high.sum(0), quantile, shift)
-    moved, others = Above(low, edge - shift), Above(high, edge)
+    edge = threshold(low.bins, high.bins, quantile, shift)
+    moved, others = low.above(edge - shift), high.above(edge)
     return _excess(others, moved, 0.0), _excess(moved, others, 0.0) if proves else None
-
-
-class Above(NamedTuple):
-    """The samples of a tally that lie above an edge."""
-
-    tally: Tally
-    edge: float
-
-    @property
-    def share(self) -> Share:
-        bins = self.tally.sum(0)
-        return Share(float(beyond(bins, self.edge)), float(bins.sum()))
-
-    @property
-    def effective(self) -> Share:
-        """What as many independent samples would be worth."""
-        effect = design_effect(beyond(self.tally, self.edge), self.tally.sum(1))
-        return Share(self.share.hits / effect, self.share.total / effect)
 
 
 def _excess(more: Above, less: Above, margin: float) -> float:
     """Dependent samples are worth less, which is looked at only where there is something to be weakened."""
     p = excess(more.share, less.share, margin)
-    return excess(more.effective, less.effective, margin) if p < 1 else p
+    if p == 1:
+        return p
+    one, other = more.effect, less.effect
+    freedom = min(one.freedom, other.freedom)
+    return excess(more.share.worth(one.samples), less.share.worth(other.samples), margin, freedom)
 
 
 def _scores(rail: Guardrail, stable: Score, canary: Score) -> Comparison:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, stdtr
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.float64] | NDArray[np.int64]
@@ -27,7 +27,7 @@ FIRST = 20
 GROWTH = 1.25
 PACE = 10
 LOOKS = 80  # by then a billion samples
-GROUPS = 8  # with fewer, the spread between groups says too little
+GROUPS = 8  # with fewer, the spread between them says too little
 
 
 class Share(NamedTuple):
@@ -39,6 +39,10 @@ class Share(NamedTuple):
     @property
     def value(self) -> float:
         return self.hits / self.total
+
+    def worth(self, samples: float) -> "Share":
+        """The same, where so many samples are worth one."""
+        return Share(self.hits / samples, self.total / samples)
 
 
 def looks_due(samples: int) -> int:
@@ -91,14 +95,15 @@ def _bound(points: Floats, held: Floats, spend: float) -> float:
     return high
 
 
-def upper_tail(z: float) -> float:
-    return 0.5 * math.erfc(z / math.sqrt(2))
+def upper_tail(z: float, freedom: float = math.inf) -> float:
+    """Of the normal distribution, or of Student's."""
+    return 0.5 * math.erfc(z / math.sqrt(2)) if math.isinf(freedom) else float(stdtr(freedom, -z))
 
 
-def excess(canary: Share, stable: Share, margin: float = 0.0) -> float:
+def excess(canary: Share, stable: Share, margin: float = 0.0, freedom: float = math.inf) -> float:
     """p, one-sided, of "the canary's share is at most stable's plus the margin"; 1 where it looks so, or none is known.
 
-    A negative margin asks whether the canary's is lower by that much.
+    A negative margin asks whether the canary's is lower by that much. freedom: of the samples' design effect.
     """
     if canary.total <= 0 or stable.total <= 0:
         return 1.0
@@ -109,7 +114,7 @@ def excess(canary: Share, stable: Share, margin: float = 0.0) -> float:
     null = _restricted(canary, stable, margin)
     ratio = _log_likelihood(canary, canary.value) - _log_likelihood(canary, null + margin)
     ratio += _log_likelihood(stable, stable.value) - _log_likelihood(stable, null)
-    return upper_tail(math.sqrt(max(2 * ratio, 0.0)))
+    return upper_tail(math.sqrt(max(2 * ratio, 0.0)), freedom)
 
 
 def _restricted(canary: Share, stable: Share, margin: float) -> float:
@@ -141,17 +146,28 @@ def imbalance(count: int, total: int, expected: float) -> float:
     return min(2 * upper_tail(math.sqrt(max(2 * ratio, 0.0))), 1.0)
 
 
-def design_effect(hits: Counts, totals: Counts) -> float:
-    """How many samples are worth one, at least 1: the variance of the share between groups, over the binomial one.
+class Effect(NamedTuple):
+    """How many samples are worth one, at least 1, and the degrees of freedom that this leaves."""
 
-    hits, totals: of each group. One means independent samples; ten, that each unit sends about ten that agree.
+    samples: float = 1.0
+    freedom: float = math.inf
+
+
+def design_effect(hits: Counts, totals: Counts) -> Effect:
+    """The variance of the share between groups over the binomial one; hits, totals: of each group.
+
+    One means independent samples; ten, that units send about ten each that agree. As far as the variance is estimated
+    and not binomial, its freedom is the groups' (Satterthwaite). Few groups count as one sample each.
     """
     used, total = int(np.count_nonzero(totals)), float(totals.sum())
     share = float(hits.sum()) / total if total else 0.0
-    if used < GROUPS or not 0 < share < 1:
-        return 1.0
+    if used < GROUPS:
+        return Effect(max(total / max(used, 1), 1.0))
+    if not 0 < share < 1:
+        return Effect()
     between = float(np.square(hits - share * totals).sum()) * used / (used - 1)
-    return max(between / (total * share * (1 - share)), 1.0)
+    effect = between / (total * share * (1 - share))
+    return Effect(effect, (used - 1) * (effect / (effect - 1)) ** 2) if effect > 1 else Effect()
 
 
 def beyond(bins: Counts, edge: float) -> Floats:

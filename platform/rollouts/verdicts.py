@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 ALPHA = 0.05
-DOUBT = 0.1  # the chance, over all guardrails, that a harmless canary is asked for more samples than the step's
+DOUBT = 0.25  # the chance, over all guardrails, that a harmless canary is asked for more samples than the step's
 PROOF = 0.05  # the chance that harm at the margin is called ruled out
 SKEWED = 0.0005  # the p below which the split of the units is no accident
 ALL = 10_000

@@ -102,10 +102,17 @@ def test_an_imbalance_is_as_unlikely_as_the_binomial_says() -> None:
 def test_units_that_repeat_themselves_count_for_less() -> None:
     generator = np.random.default_rng(1)
     totals = np.full(32, 100)
-    assert design_effect(generator.binomial(100, 0.1, 32), totals) < 1.5
-    assert design_effect(10 * generator.binomial(10, 0.1, 32), totals) == pytest.approx(10, rel=0.5)
-    assert design_effect(totals, totals) == 1
-    assert design_effect(np.array([5, 0]), np.array([10, 10])) == 1, "two groups say nothing"
+    assert design_effect(generator.binomial(100, 0.1, 32), totals).samples < 1.5
+    agreeing = design_effect(10 * generator.binomial(10, 0.1, 32), totals)
+    assert agreeing.samples == pytest.approx(10, rel=0.5)
+    assert 31 < agreeing.freedom < 50
+    assert design_effect(totals, totals) == (1, math.inf)
+    assert design_effect(np.array([5, 0]), np.array([10, 10])).samples == 10, "two groups are no more than two samples"
+
+
+def test_an_estimated_spread_is_less_certain_than_a_known_one() -> None:
+    known, estimated = (excess(Share(30, 300), Share(30, 1000), 0.0, freedom) for freedom in (math.inf, 31))
+    assert known < estimated < 100 * known
 
 
 def test_a_threshold_leaves_the_quantile_of_both_arms_below_it() -> None:
