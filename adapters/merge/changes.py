@@ -6,7 +6,7 @@ embedding [rows, width] it is W + scale * (B @ A).T, with DoRA each column. A re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,12 +38,17 @@ class Changes:
         self.layout = layout(read_config(folder / CONFIG), header, base)
         self.parameters = _by_parameter(self.layout)
         self._embeddings = frozenset(base.embeddings)
-        self._tensors = {
+        self._tensors: Mapping[str, Stored] = {
             tensor.name: Stored(tensor.name, tensor.dtype, tensor.shape, folder / WEIGHTS, tensor.start, tensor.end)
             for tensor in header.tensors.values()
         }
         self._factors: dict[str, Tensor] = {}
         self._kept: tuple[str, Tensor] | None = None
+
+    @property
+    def tensors(self) -> Collection[Stored]:
+        """All that the file holds."""
+        return self._tensors.values()
 
     def rows(self, parameter: str, stored: Stored, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of what the adapter makes of the parameter, whose own are `stored`; float32."""

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 SHARD: Final = 2 << 30  # bytes
 CONFIG: Final = "config.json"
 PROVENANCE: Final = "provenance.json"
-PLAN: Final = ".plan"
 BESIDE: Final = (
     "generation_config.json",
     "tokenizer.json",
@@ -126,7 +125,6 @@ def write(plan: Plan, folder: Path, progress: Progress = silent) -> None:
 
 def seal(folder: Path, provenance: Mapping[str, Any], progress: Progress = silent) -> tuple[File, ...]:
     """Hash every file, write the provenance beside them, and return them all."""
-    (folder / PLAN).unlink(missing_ok=True)
     (folder / PROVENANCE).unlink(missing_ok=True)
     files = []
     for path in sorted(folder.iterdir()):
@@ -214,9 +212,9 @@ def _fingerprint(adapter: Path, shards: Sequence[Sequence[Output]]) -> str:
 
 
 def _take_up(plan: Plan, folder: Path) -> None:
-    """Keep what an earlier call of the same plan has finished, and nothing else."""
+    """Keep what an earlier call of the same plan has finished, and nothing else. The plan's mark lies beside."""
     folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / PLAN
+    mark = folder.with_name(f"{folder.name}.plan")
     if not mark.is_file() or mark.read_text() != plan.fingerprint:
         for path in folder.iterdir():
             path.unlink()

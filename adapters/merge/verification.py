@@ -3,7 +3,8 @@
 Both run the same sampled prompts in float32 on the CPU, the merged one from its files alone, the other from the base's
 files with the adapter beside each module as PEFT computes it: y = W x + scale * B (A x). What differs then is what
 rounding the merged weights to their dtype did. Weights come from disk as they are needed and go again, linears' in
-blocks of rows, so that the check takes no more memory than the merge.
+blocks of rows, so that the check takes no more memory than the merge; but the experts that Transformers joins into one
+parameter are read together.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _public = urlsplit(LORAYARD.url)
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, [_public.hostname])]
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 
-OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "registry", "evaluations"]
+OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "registry", "merges", "evaluations"]
 OUR_APPS += ["jobs", "console", "gateway"]
 INSTALLED_APPS = [
     "unfold",
@@ -173,6 +173,7 @@ CELERY_TASK_ROUTES = {
     "jobs.tasks.run_evaluation": {"queue": "background"},
     "jobs.tasks.seal_audit": {"queue": "background"},
     "jobs.tasks.verify_audit": {"queue": "background"},
+    "jobs.tasks.run_merge": {"queue": "background"},
 }
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_TASK_TIME_LIMIT = 3000  # below the visibility timeout, so that a running task is never delivered again
@@ -189,6 +190,7 @@ CELERY_BEAT_SCHEDULE = {  # seconds
     "checkpoint-audit": {"task": "jobs.tasks.checkpoint_audit", "schedule": 60.0},
     "seal-audit": {"task": "jobs.tasks.seal_audit", "schedule": 3600.0},
     "resume-evaluations": {"task": "jobs.tasks.resume_evaluations", "schedule": 5.0},
+    "tend-merges": {"task": "jobs.tasks.tend_merges", "schedule": 60.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")

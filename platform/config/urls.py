@@ -15,6 +15,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v1/", include("apikeys.urls")),
     path("api/v1/", include("registry.urls")),
     path("api/v1/", include("evaluations.urls")),
+    path("api/v1/", include("merges.urls")),
     path("api/v1/", include("webhooks.urls")),
     path("api/v1/", include("audit.urls")),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),

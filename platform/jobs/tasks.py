@@ -9,6 +9,7 @@ from celery import shared_task
 
 from audit import checkpoints, retention, verification
 from evaluations import services as evaluations
+from merges import services as merges
 from registry import services as registry
 from registry.services import blobs
 from webhooks import delivery as webhooks
@@ -79,3 +80,14 @@ def deliver_webhook(delivery_id: str) -> None:
 @shared_task(name="jobs.tasks.deliver_webhooks", acks_late=True)
 def deliver_webhooks() -> None:
     webhooks.deliver_due()
+
+
+@shared_task(name="jobs.tasks.run_merge", acks_late=True, reject_on_worker_lost=True)
+def run_merge(merge_id: str) -> None:
+    merges.run_merge(UUID(merge_id))
+
+
+@shared_task(name="jobs.tasks.tend_merges", acks_late=True)
+def tend_merges() -> None:
+    merges.resume_merges()
+    merges.expire_merges()

@@ -14,6 +14,8 @@ from audit.models import Event
 from audit.services import SYSTEM
 from evaluations.models import Evaluation
 from evaluations.services import create_set, request_evaluation
+from merges.models import Merge
+from merges.services import merge_into_base
 from registry.intake import Upload
 from registry.models import Adapter, Alias, Version
 from registry.services import create_upload
@@ -60,16 +62,18 @@ class Scene:
     version: Version
     upload: Upload
     evaluation: Evaluation
+    merge: Merge
 
     def path(self, endpoint: Endpoint) -> str:
         """A new parameter has to be added here, so that no endpoint is forgotten."""
         known = {"slug": "acme", "pk": self.key.pk, "name": "support", "number": 1, "alias": "stable"}
         known |= {"upload": self.upload.public_id, "file": self.upload.file_id}
+        known |= {"merge": self.merge.pk, "filename": "config.json"}
         known |= {"evaluation_set": "greetings", "evaluation": self.evaluation.pk}
         return reverse(endpoint.name, kwargs={name: known[name] for name in endpoint.parameters})
 
     def secrets(self) -> list[str]:
-        ids = [self.tenant.pk, self.key.pk, self.version.pk, self.version.adapter.pk]
+        ids = [self.tenant.pk, self.key.pk, self.version.pk, self.version.adapter.pk, self.merge.pk]
         return [str(pk) for pk in ids] + [self.version.digest, self.upload.pk.hex, str(self.evaluation.pk), "acme"]
 
     def state(self) -> list[Any]:
@@ -81,6 +85,7 @@ class Scene:
         rows += [list(queryset.for_tenant(self.tenant).values()) for queryset in (Version.objects, Alias.objects)]
         rows.append(list(Upload.objects.for_tenant(self.tenant).values()))
         rows.append(list(Evaluation.objects.for_tenant(self.tenant).values()))
+        rows.append(list(Merge.objects.for_tenant(self.tenant).values()))
         return [*rows, Event.objects.for_tenant(self.tenant).count()]
 
 
@@ -92,7 +97,8 @@ def scene(acme: Tenant, globex: Tenant, push: Callable[..., Version], client_of:
     item = b'{"messages": [{"role": "user", "content": "hi"}], "scorer": "exact", "expected": "hello"}'
     greetings = create_set(acme, "greetings", item, actor=SYSTEM)
     evaluation = request_evaluation(acme, greetings, "support", actor=SYSTEM)
-    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload, evaluation)
+    merge = merge_into_base(version, actor=SYSTEM)
+    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload, evaluation, merge)
 
 
 def test_the_walk_finds_what_the_design_names() -> None:

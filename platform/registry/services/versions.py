@@ -31,6 +31,7 @@ def upload_version(
     received: Sequence[Upload] = (),
     actor: Actor,
     enqueue: bool = True,
+    id: uuid.UUID | None = None,
 ) -> Version:
     """Put the files into quarantine as the adapter's next version and have a worker validate it after the commit.
 
@@ -38,7 +39,7 @@ def upload_version(
     `received` uploads. Raises UploadTooLarge, UploadMalformed and QuotaExceeded; then, as with any other failure,
     nothing is left behind and the uploads are as they were.
     """
-    version = Version(id=uuid.uuid4(), uploader=str(actor))
+    version = Version(id=id or uuid.uuid4(), uploader=str(actor))
     version.size = quarantine.admit(version.id, [*files, *map(_waiting, received)])
     try:
         with transaction.atomic():

@@ -1,0 +1,179 @@
+"""Does merges. Runs in a worker; killed at any point, it can be run again and goes on where it was.
+
+What decides is the lease: of two workers on one merge one settles it, and the other stops when it next says how far it
+is. Files are written whole or not at all, and equal whoever writes them.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.utils import timezone
+
+from adapters.base import BaseSpec
+from adapters.errors import BaseModelError, Finding, MergeError, Rejected, StoreError
+from adapters.merge.arithmetic import Recipe
+from adapters.merge.checkpoint import read_checkpoint
+from adapters.merge.combination import merge_adapters, open_part
+from adapters.merge.standalone import SHARD, Plan, plan_merge, seal, write
+from adapters.merge.verification import verify
+from adapters.store import Store
+from merges import folders
+from merges.models import Kind, Merge, State
+from merges.services import leases
+from merges.services.keeping import tidy_merges
+from merges.services.leases import Lease, Lost, NoRoom
+from merges.services.requests import QUEUED, enqueue
+from tenants.errors import PlatformError
+
+SHIFT = 40 * 60.0  # seconds; below CELERY_TASK_TIME_LIMIT
+TOLD_EVERY = 1.0  # seconds
+PASSES = 5  # through the bytes of all weights: written, hashed, and read for three answers
+
+
+class ShiftOver(Exception):
+    """Enough for one task."""
+
+
+class Shift:
+    """Counts what a merge has done, tells it once a second, and ends with its time."""
+
+    def __init__(self, lease: Lease, total: int, seconds: float) -> None:
+        self._lease = lease
+        self._total = total
+        self._end = time.monotonic() + seconds
+        self._next = 0.0
+        self._done = 0
+
+    def __call__(self, stage: str, count: int) -> None:
+        """Raises Lost and ShiftOver."""
+        self._done += count
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + TOLD_EVERY
+        leases.keep(self._lease, stage=stage, done=self._done, total=self._total)
+        if now > self._end:
+            raise ShiftOver
+
+
+def run_merge(merge_id: UUID, seconds: float = SHIFT) -> State | None:
+    """Work on one merge; its state when this call settled it, None when it didn't. Repeatable."""
+    lease = leases.claim(merge_id)
+    if lease is None:
+        return None
+    try:
+        return _run(lease, seconds)
+    except ShiftOver:
+        leases.hand_over(lease)
+    except Lost:
+        tidy_merges()
+    return None
+
+
+def resume_merges() -> int:
+    """Ask again for workers for merges that lost theirs. Returns how many."""
+    deserted = list(Merge.objects.deserted().values_list("pk", "state"))
+    for merge, state in deserted:
+        if state == State.QUEUED:  # a running one stays claimable
+            Merge.objects.filter(pk=merge, state=State.QUEUED).update(leased_until=timezone.now() + QUEUED)
+        enqueue(merge)
+    return len(deserted)
+
+
+def _run(lease: Lease, seconds: float) -> State:
+    try:
+        work = _into_base if lease.merge.kind == Kind.CHECKPOINT else _combine
+        return work(lease, seconds)
+    except MergeError as error:
+        return leases.fail(lease, error.finding)
+    except Rejected as error:
+        return leases.fail(lease, error.findings[0])
+    except StoreError:
+        message = "The stored files of a version that was to be merged are gone or damaged."
+        return leases.fail(lease, Finding("source-gone", message))
+    except (BaseModelError, PlatformError, NoRoom) as error:
+        rule = {BaseModelError: "base-unusable", NoRoom: "no-room"}.get(type(error), "refused")
+        return leases.fail(lease, Finding(rule, str(error)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return leases.fail(lease, Finding("no-room", "The platform's disk is full; ask again later."))
+
+
+def _into_base(lease: Lease, seconds: float) -> State:
+    merge = lease.merge
+    (adapter,) = _fetch(merge)
+    base = BaseSpec.from_json(merge.base_model.spec)
+    plan = plan_merge(adapter, base, merge.base_model.source, shard=SHARD)
+    leases.reserve(lease, plan.size)
+    shift = Shift(lease, PASSES * plan.weights, seconds)
+    folder = folders.result(merge.pk)
+    write(plan, folder, shift)
+    merged = read_checkpoint(str(folder))
+    agreement = verify(merged, plan.checkpoint, plan.changes, base, plan.dtype, shift)
+    files = seal(folder, {**_provenance(merge, plan), "verified": asdict(agreement)}, shift)
+    return leases.finish_checkpoint(lease, files, asdict(agreement))
+
+
+def _combine(lease: Lease, seconds: float) -> State:
+    merge = lease.merge
+    base = BaseSpec.from_json(merge.base_model.spec)
+    parts = [
+        open_part(source["name"], source["weight"], folder, base, merge.base_model.source)
+        for source, folder in zip(merge.sources, _fetch(merge), strict=True)
+    ]
+    folder = folders.result(merge.pk)
+    total = sum(tensor.nbytes for part in parts for tensor in part.changes.tensors)
+    shift = Shift(lease, total, seconds)
+    merge_adapters(
+        parts,
+        _recipe(merge),
+        base,
+        folder,
+        seed=merge.options.get("seed", 0),
+        provenance=_ingredients(merge),
+        progress=shift,
+    )
+    return leases.finish_version(lease, folder)
+
+
+def _fetch(merge: Merge) -> list[Path]:
+    """The adapters' files, each in a folder of its own and hashed on the way."""
+    store, folder = Store(settings.LORAYARD.store_url), folders.sources(merge.pk)
+    fetched = [folder / str(number) for number in range(len(merge.sources))]
+    for source, into in zip(merge.sources, fetched, strict=True):
+        store.fetch(source["digest"], into)
+    return fetched
+
+
+def _recipe(merge: Merge) -> Recipe:
+    options = merge.options
+    sign = options.get("majority_sign", "total")
+    return Recipe(merge.method, options.get("density", 1.0), options.get("rank", 0), sign)  # type: ignore[arg-type]
+
+
+def _ingredients(merge: Merge) -> dict[str, Any]:
+    """What a combination is made of, by content alone, so that equal merges give equal files."""
+    sources = [{"digest": source["digest"], "weight": source["weight"]} for source in merge.sources]
+    return {"method": merge.method, "options": merge.options, "sources": sources}
+
+
+def _provenance(merge: Merge, plan: Plan) -> dict[str, Any]:
+    (source,) = merge.sources
+    return {
+        "kind": "a base model with an adapter merged into it",
+        "base_model": merge.base_model.name,
+        "architecture": plan.base.architecture,
+        "adapter": {"name": source["name"], "digest": source["digest"]},
+        "merge": str(merge.pk),
+        "merged_at": timezone.now().isoformat(timespec="seconds"),
+        "dtype": plan.dtype,
+        "embedding_and_head_parted": plan.untied,
+    }
