@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -69,18 +69,21 @@ class Store:
             raise Corrupt(f"the manifest of {digest} has the digest {manifest.digest}")
         return manifest
 
-    def fetch(self, digest: str, into: Path) -> Manifest:
+    def fetch(
+        self, digest: str, into: Path, manifest: Manifest | None = None, alive: Callable[[], None] = lambda: None
+    ) -> Manifest:
         """Copy a version's files into the folder `into`, hashing every byte on the way.
 
-        Each file appears under its name only when it is whole and right. Raises Missing or Corrupt, and then takes
-        away what this call has put into the folder.
+        Each file appears under its name only when it is whole and right. `manifest` is read where it isn't given.
+        `alive` is called before every chunk; what it raises ends the fetch. Raises Missing or Corrupt. A fetch that
+        fails takes away what it has put into the folder.
         """
-        manifest = self.manifest(digest)
+        manifest = manifest or self.manifest(digest)
         into.mkdir(parents=True, exist_ok=True)
         fetched: list[Path] = []
         try:
             for file in manifest.files:
-                self._fetch_blob(file, into)
+                self._fetch_blob(file, into, alive)
                 fetched.append(into / file.name)
         except BaseException:
             for path in fetched:
@@ -136,11 +139,11 @@ class Store:
         with open_regular(path) as source, self._incoming(self._blob_path(file.sha256)) as target:
             _copy(source, target, file)
 
-    def _fetch_blob(self, file: File, into: Path) -> None:
+    def _fetch_blob(self, file: File, into: Path, alive: Callable[[], None]) -> None:
         temporary = into / f".{file.name}.{uuid.uuid4().hex}"
         try:
             with self._fs.open(self._blob_path(file.sha256), "rb") as source, temporary.open("xb") as target:
-                _copy(source, target, file)
+                _copy(source, target, file, alive)
             temporary.replace(into / file.name)
         except FileNotFoundError as error:
             raise Missing(f"the store has lost {file.name} ({file.sha256})") from error
@@ -191,10 +194,11 @@ def _blobs(manifest: Manifest) -> set[str]:
     return {file.sha256 for file in manifest.files}
 
 
-def _copy(source: Any, target: Any, file: File) -> None:
+def _copy(source: Any, target: Any, file: File, alive: Callable[[], None] = lambda: None) -> None:
     """Raises Corrupt unless exactly the bytes that `file` describes were copied."""
     hasher, size = hashlib.sha256(), 0
     for chunk in chunks(source):
+        alive()
         hasher.update(chunk)
         size += len(chunk)
         target.write(chunk)

@@ -113,7 +113,7 @@ class Simulation:
                 heapq.heappop(self._loading)[2].set_result(SIMULATED)
             if not self._step(outcome):
                 self._now = self._next(arrivals[coming].at if coming < len(arrivals) else None)
-        outcome.seconds, outcome.loads = self._now, self._slots.loads
+        outcome.seconds, outcome.loads = self._now, self._slots.tally.misses
         return outcome
 
     def _step(self, outcome: Outcome) -> bool:

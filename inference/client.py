@@ -161,12 +161,21 @@ class AdapterState:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """name: "device", "host" or "disk". bytes: held now, of at most `limit`."""
+    """name: "device", "host" or "disk". bytes: held now, of at most `limit`, for so many `adapters`.
+
+    Since the engine's start: hits and misses of adapters wanted here, loads that brought one in and the seconds that
+    they took together, evictions that made room.
+    """
 
     name: str
     bytes: int
     limit: int
     adapters: int
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0
+    evictions: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +195,7 @@ class Stats:
     counters: Mapping[str, float] = field(default_factory=dict)
     steps_by_adapters: Mapping[int, int] = field(default_factory=dict)
     steps_by_rows: Mapping[int, int] = field(default_factory=dict)
+    tiers: tuple[Tier, ...] = ()
 
 
 RECONNECT = 0.5  # seconds, of which the wire's longest pause between two attempts is half
@@ -239,12 +249,17 @@ class EngineClient:
 
     async def residency(self, *, timeout: float = 5.0) -> Residency:  # noqa: ASYNC109
         reply = await self._call(self._engine.Residency, pb.ResidencyRequest(), timeout)
-        tiers = tuple(Tier(tier.name, tier.bytes, tier.limit, tier.adapters) for tier in reply.tiers)
-        return Residency(tuple(_state(adapter) for adapter in reply.adapters), reply.slots, tiers)
+        return Residency(tuple(map(_state, reply.adapters)), reply.slots, tuple(map(_tier, reply.tiers)))
 
     async def stats(self, *, timeout: float = 5.0) -> Stats:  # noqa: ASYNC109
         reply = await self._call(self._engine.Stats, pb.StatsRequest(), timeout)
-        return Stats(dict(reply.gauges), dict(reply.counters), dict(reply.steps_by_adapters), dict(reply.steps_by_rows))
+        return Stats(
+            dict(reply.gauges),
+            dict(reply.counters),
+            dict(reply.steps_by_adapters),
+            dict(reply.steps_by_rows),
+            tuple(map(_tier, reply.tiers)),
+        )
 
     async def healthy(self, *, timeout: float = 2.0) -> bool:  # noqa: ASYNC109
         """Whether the engine answers, and by its own account serves. Never raises EngineError."""
@@ -330,6 +345,20 @@ def _state(message: pb.AdapterState) -> AdapterState:
         message.tier,
         message.host_bytes,
         message.disk_bytes,
+    )
+
+
+def _tier(message: pb.Tier) -> Tier:
+    return Tier(
+        message.name,
+        message.bytes,
+        message.limit,
+        message.adapters,
+        message.hits,
+        message.misses,
+        message.loads,
+        message.evictions,
+        message.seconds,
     )
 
 

@@ -151,16 +151,26 @@ class AdapterState(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., state: _Optional[str] = ..., running: _Optional[int] = ..., bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., tier: _Optional[str] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
 
 class Tier(_message.Message):
-    __slots__ = ("name", "bytes", "limit", "adapters")
+    __slots__ = ("name", "bytes", "limit", "adapters", "hits", "misses", "loads", "evictions", "seconds")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     bytes: int
     limit: int
     adapters: int
-    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., limit: _Optional[int] = ..., adapters: _Optional[int] = ...) -> None: ...
+    hits: int
+    misses: int
+    loads: int
+    evictions: int
+    seconds: float
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., limit: _Optional[int] = ..., adapters: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., evictions: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ResidencyRequest(_message.Message):
     __slots__ = ()
@@ -181,7 +191,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsReply(_message.Message):
-    __slots__ = ("gauges", "counters", "steps_by_adapters", "steps_by_rows")
+    __slots__ = ("gauges", "counters", "steps_by_adapters", "steps_by_rows", "tiers")
     class GaugesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -214,8 +224,10 @@ class StatsReply(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     STEPS_BY_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     STEPS_BY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
     gauges: _containers.ScalarMap[str, float]
     counters: _containers.ScalarMap[str, float]
     steps_by_adapters: _containers.ScalarMap[int, int]
     steps_by_rows: _containers.ScalarMap[int, int]
-    def __init__(self, gauges: _Optional[_Mapping[str, float]] = ..., counters: _Optional[_Mapping[str, float]] = ..., steps_by_adapters: _Optional[_Mapping[int, int]] = ..., steps_by_rows: _Optional[_Mapping[int, int]] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[Tier]
+    def __init__(self, gauges: _Optional[_Mapping[str, float]] = ..., counters: _Optional[_Mapping[str, float]] = ..., steps_by_adapters: _Optional[_Mapping[int, int]] = ..., steps_by_rows: _Optional[_Mapping[int, int]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ...) -> None: ...

@@ -13,19 +13,18 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
-import psutil
-import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import AutoTokenizer
 
 from adapters.errors import BaseModelMissing, BaseModelUnsupported
 from adapters.store import Store
 from inference import engine_pb2 as pb
-from inference import engine_pb2_grpc, wire
+from inference import engine_pb2_grpc, memory, residency, wire
 from inference.client import Sampling
 from inference.engine.blocks import BlockPool
 from inference.engine.engine import Engine
@@ -34,38 +33,47 @@ from inference.engine.scheduler import Begun, Ended, Event, Limits, Logprobs, Sc
 from inference.engine.sequence import Sequence
 from inference.errors import Internal, InvalidRequest
 from inference.guard import Guard
-from inference.lora.slots import Slot, SlotPool
-from inference.lora.source import DiskCache, Loader
+from inference.lora.arena import Arena
+from inference.lora.disk import DiskCache
+from inference.lora.slots import SlotPool
+from inference.lora.source import Loader, Pace
 from inference.models.attention import UnservedModel
 from inference.models.load import Model, choose_device, choose_dtype, load
 from inference.text import TextStream, Vocabulary
 
 log = logging.getLogger("inference.server")
+T = TypeVar("T")
 
 BLOCK = 16  # tokens
 FRESH = 5.0  # seconds for which a forward pass proves the engine's health
-SPARE = 0.25  # of the free memory, at most, becomes KV cache on a CPU; the rest is the other processes'
-CUDA_SHARE = 0.85
 MAX_TOP_LOGPROBS = 20
 
 
 class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """Runs on an event loop; the engine has a thread of its own and calls back through `deliver`."""
 
-    def __init__(self, model: Model, tokenizer: Any, cache: DiskCache, arguments: argparse.Namespace) -> None:
+    def __init__(self, model: Model, tokenizer: Any, arguments: argparse.Namespace) -> None:
         self._loop = asyncio.get_running_loop()
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
         self._ids = itertools.count()
         self._streams: dict[int, asyncio.Queue[Event]] = {}
-        self._cache = cache
-        self._loader = Loader(cache, model.spec, model.sites.frozen, model.device)
-        blocks = count_blocks(model, arguments.kv_tokens)
-        spec = model.spec
+        spec, share = model.spec, memory.shares(model, BLOCK, arguments)
+        self._loader = Loader(
+            DiskCache(Store(arguments.store), arguments.cache, share.disk),
+            spec,
+            model.sites.frozen,
+            model.device,
+            host_limit=share.host,
+            largest=share.arena,
+            pace=Pace(timeout=arguments.load_timeout),
+        )
+        loader, waking = self._loader, self._waking
+        arena = Arena(share.arena, model.device, lambda copy: waking(loader.fill(copy)))
         limits = Limits(spec.context_length, spec.vocab_size, arguments.max_rows, arguments.max_batch_tokens)
-        slots = SlotPool(arguments.slots, model.sites, self._load)
-        self._scheduler = Scheduler(limits, BlockPool(blocks, BLOCK), slots, model.stops)
-        self.engine = Engine(self._scheduler, Runner(model, blocks, BLOCK), self._deliver, check=arguments.check)
+        slots = SlotPool(arguments.slots, model.sites, lambda digest: waking(loader.load(digest)), room=arena)
+        self._scheduler = Scheduler(limits, BlockPool(share.blocks, BLOCK), slots, model.stops)
+        self.engine = Engine(self._scheduler, Runner(model, share.blocks, BLOCK), self._deliver, check=arguments.check)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateEvent]:
         sequence = self._sequence(request)
@@ -103,13 +111,18 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
 
     async def Evict(self, request: pb.AdapterRequest, context: Any) -> pb.AdapterState:
         await self._ask(lambda: self._scheduler.slots.evict(request.digest))
-        await asyncio.to_thread(self._cache.drop, request.digest)
+        await asyncio.to_thread(self._loader.drop, request.digest)
         return await self._state(request.digest)
 
     async def Residency(self, request: pb.ResidencyRequest, context: Any) -> pb.ResidencyReply:
-        slots = self._scheduler.slots
-        adapters = await self._ask(lambda: [_adapter(slot, slots) for slot in slots.occupied()])
-        return pb.ResidencyReply(adapters=adapters, slots=len(slots.slots))
+        slots, loader = self._scheduler.slots, self._loader
+
+        def reply() -> pb.ResidencyReply:
+            adapters, tiers = residency.states(slots, loader), residency.tiers(slots, loader)
+            return pb.ResidencyReply(adapters=adapters, slots=len(slots.slots), tiers=tiers)
+
+        found: pb.ResidencyReply = await self._ask(reply)
+        return found
 
     async def Stats(self, request: pb.StatsRequest, context: Any) -> pb.StatsReply:
         reply: pb.StatsReply = await self._ask(self._stats)
@@ -176,8 +189,8 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             if stream := self._streams.get(event.sequence.id):
                 stream.put_nowait(event)
 
-    def _load(self, digest: str) -> Any:
-        future = self._loader.load(digest)
+    def _waking(self, future: Future[T]) -> Future[T]:
+        """The engine looks as soon as the future is done."""
         future.add_done_callback(lambda _: self.engine.wake())
         return future
 
@@ -185,9 +198,9 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         return await asyncio.wrap_future(self.engine.ask(question))
 
     async def _state(self, digest: str) -> pb.AdapterState:
-        slots = self._scheduler.slots
-        slot = await self._ask(lambda: slots.state(digest))
-        return _adapter(slot, slots) if slot else pb.AdapterState(digest=digest, state="absent", tier="store")
+        found = await self._ask(lambda: residency.states(self._scheduler.slots, self._loader, [digest]))
+        state: pb.AdapterState = found[0]
+        return state
 
     async def _probe(self) -> None:
         sequence = Sequence(next(self._ids), [0], Sampling(max_tokens=1, temperature=0))
@@ -236,11 +249,14 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
                 "prompt_tokens_total": engine.prompt_tokens,
                 "generated_tokens_total": engine.generated_tokens,
                 "preemptions_total": scheduler.preemptions,
-                "adapter_loads_total": slots.loads,
-                "adapter_evictions_total": slots.evictions,
+                "adapter_loads_total": slots.tally.loads,
+                "adapter_evictions_total": slots.tally.evictions,
+                "adapter_load_failures_total": self._loader.failures,
+                "adapter_load_retries_total": self._loader.retries,
             },
             steps_by_adapters=dict(engine.steps_by_adapters),
             steps_by_rows=dict(engine.steps_by_rows),
+            tiers=residency.tiers(slots, self._loader),
         )
 
 
@@ -259,29 +275,6 @@ def _finished(sequence: Sequence, reason: str) -> pb.GenerateEvent:
     )
 
 
-def _adapter(slot: Slot, slots: SlotPool) -> pb.AdapterState:
-    return pb.AdapterState(
-        digest=slot.digest,
-        state=slot.state.value,
-        running=slot.pins,
-        bytes=slot.bytes,
-        pinned=slot.digest in slots.held,
-        tier="device" if slot.bytes else "store",
-    )
-
-
-def count_blocks(model: Model, tokens: int) -> int:
-    """Blocks of the KV cache: for `tokens` tokens; 0: for what memory allows, at most 64 full contexts."""
-    if not tokens:
-        number = torch.empty((), dtype=model.dtype).element_size()
-        if model.device.type == "cuda":
-            free = torch.cuda.mem_get_info(model.device)[0] * CUDA_SHARE
-        else:
-            free = psutil.virtual_memory().available * SPARE
-        tokens = min(int(free / (model.cache.numbers_per_token * number)), 64 * model.spec.context_length)
-    return max(1, tokens // BLOCK)
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m inference.server", description=__doc__)
     parser.add_argument("--model", required=True, help="a folder, or a hub id")
@@ -292,6 +285,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--slots", type=int, default=16, help="adapters on the device at once")
     parser.add_argument("--kv-tokens", type=int, default=0, help="size of the KV cache; 0: what memory allows")
+    parser.add_argument("--arena", type=memory.size, default=0, help="device memory for adapters; 0: by the slots")
+    parser.add_argument("--host-memory", type=memory.size, default=0, help="for adapters off the device; 0: a share")
+    parser.add_argument("--disk-cache", type=memory.size, default=0, help="for copies of adapters; 0: a share")
+    parser.add_argument("--load-timeout", type=float, default=30.0, help="seconds that an adapter's load may take")
     parser.add_argument("--max-rows", type=int, default=64, help="sequences in a step")
     parser.add_argument("--max-batch-tokens", type=int, default=512, help="tokens in a step")
     parser.add_argument("--check", action="store_true", help="assert the engine's laws after every step")
@@ -308,7 +305,7 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
         load, arguments.model, device, choose_dtype(arguments.dtype, device), arguments.slots
     )
     tokenizer = AutoTokenizer.from_pretrained(arguments.model).backend_tokenizer
-    service = Service(model, tokenizer, DiskCache(Store(arguments.store), arguments.cache), arguments)
+    service = Service(model, tokenizer, arguments)
     server = grpc.aio.server(interceptors=[Guard(secret)], options=wire.SERVER_OPTIONS)
     engine_pb2_grpc.add_EngineServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(service, server)

@@ -1,79 +1,176 @@
-"""Knows where an adapter's files are: the artifact store, a verified copy on the local disk; never their meaning."""
+"""Knows the way of an adapter's files to the host: artifact store, local disk, host memory; never slots or requests."""
 
-import shutil
-import uuid
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+import errno
+import itertools
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.errors import Corrupt, Missing, Rejected
-from adapters.store import Store
-from inference.errors import AdapterMissing, AdapterUnavailable
+from inference.errors import AdapterMissing, AdapterUnavailable, EngineError
 from inference.lora import weights
-from inference.lora.weights import AdapterWeights
+from inference.lora.bounded import Bounded
+from inference.lora.disk import UNLIMITED, DiskCache
+from inference.lora.threads import GivenUp, Threads
+from inference.lora.weights import AdapterWeights, TooLarge
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+NICE = 5  # of loading threads; lower still, and one that holds the interpreter's lock could wait for other processes
+LASTING = (PermissionError, IsADirectoryError, NotADirectoryError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class DiskCache:
-    """Copies of versions' files in `folder`, each named by its digest and verified against it when it was fetched."""
+@dataclass(frozen=True)
+class Pace:
+    """How loads are tried: at most `attempts` times within `timeout` seconds, first again after `pause` seconds.
 
-    def __init__(self, store: Store, folder: Path) -> None:
-        self._store = store
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    `fetching`, `reading`: how many adapters are fetched from the store, and read from the disk, at a time.
+    """
 
-    def path(self, digest: str) -> Path:
-        """The folder with the version's files, fetched if need be. Raises adapters.errors' Missing and Corrupt."""
-        final = self._folder / digest.replace(":", "-")
-        if not final.exists():
-            part = self._folder / f".{uuid.uuid4().hex}"
-            try:
-                self._store.fetch(digest, part)
-                self._publish(part, final)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-        return final
-
-    def drop(self, digest: str) -> None:
-        shutil.rmtree(self._folder / digest.replace(":", "-"), ignore_errors=True)
-
-    def _publish(self, part: Path, final: Path) -> None:
-        try:
-            part.rename(final)
-        except OSError:
-            if not final.exists():  # another thread may have been first, with the same content
-                raise
+    timeout: float = 30.0
+    attempts: int = 3
+    pause: float = 0.2
+    fetching: int = 16
+    reading: int = 2
 
 
 class Loader:
-    """Reads adapters in threads of its own, so that no step waits for a disk. Futures fail with inference.errors."""
+    """Reads adapters in threads of its own, so that no step waits for a disk. Futures fail with inference.errors.
+
+    What is on the disk doesn't stand in line behind what must be fetched. One adapter is unpacked at a time: the step
+    loop keeps its cores. Host memory keeps at most `host_limit` bytes; an adapter may have at most `largest`.
+    """
 
     def __init__(
-        self, cache: DiskCache, base: BaseSpec, frozen: Mapping[str, Tensor], device: torch.device, threads: int = 2
+        self,
+        cache: DiskCache,
+        base: BaseSpec,
+        frozen: Mapping[str, Tensor],
+        device: torch.device,
+        *,
+        host_limit: int = UNLIMITED,
+        largest: int = UNLIMITED,
+        pace: Pace = Pace(),
     ) -> None:
-        self._cache = cache
+        self.cache = cache
+        self.host: Bounded[AdapterWeights] = Bounded(host_limit)
+        self.retries = 0
+        self.failures = 0
         self._base = base
         self._frozen = frozen
-        self._device = device
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="adapter-loader")
+        self._pinned = device.type == "cuda"
+        self._largest = largest
+        self._pace = pace
+        self._fetching = Threads(pace.fetching, pace.timeout, _late, nice=NICE, name="adapter-fetch")
+        self._reading = Threads(pace.reading, pace.timeout, _late, nice=NICE, name="adapter-read")
+        self._filling = Threads(pace.reading, nice=NICE, name="adapter-fill")
+        self._unpacking = threading.Lock()
+        self._lock = threading.Lock()
+        self._flights: dict[str, Future[AdapterWeights]] = {}
 
     def load(self, digest: str) -> Future[AdapterWeights]:
-        return self._threads.submit(self._load, digest)
+        """An adapter on the host; one that is under way already is not begun twice."""
+        with self._lock:
+            if (flight := self._flights.get(digest)) is not None and not flight.cancelled():
+                return flight
+            if (kept := self.host.get(digest)) is not None:
+                return _done(kept)
+            threads = self._reading if digest in self.cache.sizes() else self._fetching
+            flight = self._flights[digest] = threads.submit(partial(self._load, digest))
+        flight.add_done_callback(partial(self._land, digest))
+        return flight
+
+    def fill(self, copy: Callable[[], AdapterWeights]) -> Future[AdapterWeights]:
+        """Run a copy to the device (arena.Submit). It is never given up, since it would go on writing there."""
+        return self._filling.submit(lambda _: copy())
+
+    def drop(self, digest: str) -> None:
+        """Free what the host and the disk hold of an adapter. A load that is under way ends, and is not kept."""
+        with self._lock:
+            self._flights.pop(digest, None)
+            self.host.pop(digest)
+        self.cache.drop(digest)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._fetching.close()
+        self._reading.close()
+        self._filling.close()
 
-    def _load(self, digest: str) -> AdapterWeights:
-        try:
-            return weights.read(self._cache.path(digest), self._base, self._device, self._frozen)
-        except Missing as error:
-            raise AdapterMissing(f"The artifact store has no version {digest}.") from error
-        except Corrupt as error:
-            raise AdapterUnavailable(f"The stored files of version {digest} are damaged.") from error
-        except Rejected as error:
-            raise AdapterUnavailable(
-                f"Version {digest} does not fit this base model: {error.findings[0].message}"
-            ) from error
+    def _land(self, digest: str, flight: Future[AdapterWeights]) -> None:
+        with self._lock:
+            if self._flights.get(digest) is flight:
+                del self._flights[digest]
+
+    def _load(self, digest: str, given_up: GivenUp) -> AdapterWeights:
+        """Store to disk to host, tried again where that may help."""
+        for attempt in itertools.count(1):
+            try:
+                return self._read(digest, given_up)
+            except Exception as error:
+                if not _passing(error) or attempt == self._pace.attempts or given_up():
+                    self.failures += 1
+                    raise _told(digest, error) from error
+            self.retries += 1
+            time.sleep(self._pace.pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+        raise AssertionError
+
+    def _read(self, digest: str, given_up: GivenUp) -> AdapterWeights:
+        with self.cache.open(digest, partial(_go_on, given_up)) as folder, self._unpacking, self.host.tally.timed():
+            read = weights.read(folder, self._base, CPU, self._frozen, pinned=self._pinned, largest=self._largest)
+        with self._lock:
+            if digest in self._flights:  # it wasn't dropped meanwhile
+                self.host.put(digest, read, read.nbytes)
+        return read
+
+
+class _GivenUp(Exception):
+    """Nobody waits for this load any more."""
+
+
+def _go_on(given_up: GivenUp) -> None:
+    if given_up():
+        raise _GivenUp
+
+
+def _late(seconds: float) -> EngineError:
+    return AdapterUnavailable(f"The adapter was not loaded within {seconds:g} s.")
+
+
+def _passing(error: Exception) -> bool:
+    """Whether another attempt may end better. What was damaged on its way may arrive whole."""
+    if isinstance(error, OSError):
+        return not isinstance(error, LASTING) and error.errno not in FULL
+    return isinstance(error, Corrupt)
+
+
+def _told(digest: str, error: Exception) -> EngineError:
+    match error:
+        case Missing():
+            return AdapterMissing(f"The artifact store has no version {digest}.")
+        case Corrupt():
+            return AdapterUnavailable(f"The stored files of version {digest} are damaged.")
+        case Rejected():
+            return AdapterUnavailable(f"Version {digest} does not fit this base model: {error.findings[0].message}")
+        case TooLarge():
+            return AdapterUnavailable(f"Version {digest} can't be held: {error}.")
+        case OSError():
+            return AdapterUnavailable(f"Version {digest} could not be read: {error.strerror or type(error).__name__}.")
+    log.error("loading version %s failed", digest, exc_info=error)
+    return AdapterUnavailable(f"Version {digest} could not be loaded: {type(error).__name__}.")
+
+
+def _done(loaded: AdapterWeights) -> Future[AdapterWeights]:
+    future: Future[AdapterWeights] = Future()
+    future.set_result(loaded)
+    return future

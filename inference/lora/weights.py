@@ -4,10 +4,15 @@ All that depends on the base's own weights (DoRA's norms, what a trained bias di
 loader's thread, so that a step only multiplies and adds.
 """
 
+import math
+import mmap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -20,6 +25,13 @@ from inference.lora import dora
 ALIGNMENT = 64  # bytes; a cache line
 
 Pair = tuple[Tensor, Tensor, float]
+
+
+class TooLarge(Exception):
+    """An adapter of `size` bytes, where `place` holds `limit`."""
+
+    def __init__(self, size: int, place: str, limit: float) -> None:
+        super().__init__(f"it takes {size / 2**20:.1f} MiB, and {place} holds {limit / 2**20:.1f} MiB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +56,13 @@ class Correction:
 
 @dataclass(frozen=True, eq=False)
 class AdapterWeights:
-    """An adapter by module path; all tensors are views into one buffer of `nbytes` on the device.
+    """An adapter by module path; all tensors are views into one buffer of `nbytes`, or into the device's arena.
 
     pairs        of linears: A [rank, in], B [out, rank] and the scale
     embeddings   of embeddings: A transposed [rows, rank], B [width, rank] and the scale
     corrections  of linears and embeddings
     parameters   of other modules (norms): what replaces their own, by name
+    buffer       what the tensors are views of, uint8, where they are packed; starts: at which bytes, rising
     """
 
     pairs: Mapping[str, Pair]
@@ -57,9 +70,11 @@ class AdapterWeights:
     embeddings: Mapping[str, Pair] = field(default_factory=dict)
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     parameters: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    buffer: Tensor | None = None
+    starts: tuple[int, ...] = ()
 
     def map(self, convert: Callable[[Tensor], Tensor]) -> "AdapterWeights":
-        """The same with every tensor converted."""
+        """The same with every tensor converted, in no buffer that it knows of."""
 
         def pairs(old: Mapping[str, Pair]) -> dict[str, Pair]:
             return {module: (convert(a), convert(b), scale) for module, (a, b, scale) in old.items()}
@@ -73,15 +88,24 @@ class AdapterWeights:
         )
 
 
-def read(folder: Path, base: BaseSpec, device: torch.device, frozen: Mapping[str, Tensor]) -> AdapterWeights:
-    """An adapter's tensors; pairs in their own dtype, what replaces the base's in the base's.
+def read(
+    folder: Path,
+    base: BaseSpec,
+    device: torch.device,
+    frozen: Mapping[str, Tensor],
+    *,
+    pinned: bool = False,
+    largest: float = math.inf,
+) -> AdapterWeights:
+    """An adapter's tensors, packed; pairs in their own dtype, what replaces the base's in the base's.
 
-    `frozen`: the base's parameters by name, on whatever device. Raises Rejected if the files don't fit `base`.
+    `frozen`: the base's parameters by name, on whatever device. `pinned`: into page-locked memory, which CUDA reads by
+    itself. Raises Rejected if the files don't fit `base`, TooLarge before it takes more than `largest` bytes.
     """
     file = folder / "adapter_model.safetensors"
     plan = layout(read_config(folder / "adapter_config.json"), read_header(file), base)
     with safe_open(file, framework="pt") as tensors, torch.inference_mode():
-        return _packed(_Reader(tensors.get_tensor, frozen).read(plan, base), device)
+        return _packed(_Reader(tensors.get_tensor, frozen).read(plan, base), device, pinned, largest)
 
 
 class _Reader:
@@ -162,7 +186,7 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to(dtype), b.to(dtype)
 
 
-def _packed(loose: AdapterWeights, device: torch.device) -> AdapterWeights:
+def _packed(loose: AdapterWeights, device: torch.device, pinned: bool, largest: float) -> AdapterWeights:
     """The same with every tensor a view into one new buffer on the device; one that occurs twice is there once."""
     places: dict[int, tuple[int, Tensor]] = {}
     end = 0
@@ -179,8 +203,30 @@ def _packed(loose: AdapterWeights, device: torch.device) -> AdapterWeights:
         return buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     loose.map(reserve)
-    buffer = torch.empty(end, dtype=torch.uint8)
-    for _, tensor in places.values():
-        view(buffer, tensor).copy_(tensor)
+    if end > largest:
+        raise TooLarge(end, "device memory", largest)
+    buffer = torch.empty(end, dtype=torch.uint8, pin_memory=True) if pinned else _buffer(end)
+    flat = buffer.numpy()
+    for start, tensor in places.values():
+        np.copyto(flat[start : start + tensor.nbytes], _bytes(tensor))
     there = buffer.to(device)
-    return replace(loose.map(lambda tensor: view(there, tensor)), nbytes=end)
+    starts = tuple(start for start, _ in places.values())
+    return replace(loose.map(lambda tensor: view(there, tensor)), nbytes=end, buffer=there, starts=starts)
+
+
+def _bytes(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Copied by numpy, which takes neither the interpreter's lock nor the cores that steps run on, as torch would."""
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def virtual(size: int) -> mmap.mmap:
+    """Memory that is taken when it is written, in huge pages where the system has them, and goes back when it is freed:
+    what malloc once took it may keep."""
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _buffer(size: int) -> Tensor:
+    return torch.frombuffer(virtual(size), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)

@@ -23,12 +23,14 @@ from inference.engine.engine import Engine
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Begun, Ended, Event, Limits, Plan, Sampled, Scheduler, Token
 from inference.engine.sequence import Sequence
+from inference.lora.arena import Arena
 from inference.lora.slots import SlotPool
 from inference.lora.weights import AdapterWeights, read
 from inference.models.load import Model, load
 
 AUTO: Any = AutoModelForCausalLM
 VOCABULARY = 199
+ROOMY = 64 << 20  # bytes, more than any test's adapters take
 COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -260,6 +262,7 @@ class Workshop:
     ) -> Driver:
         """An engine over 16-token blocks; `adapters` are found under their names instead of digests."""
         model = load(str(base.folder), torch.device("cpu"), torch.float32, slots)
+        pool.setdefault("room", Arena(ROOMY, model.device))
         slot_pool = SlotPool(slots, model.sites, load_with or _at_once(adapters or {}, model), **pool)
         limits = Limits(model.spec.context_length, model.spec.vocab_size, rows, batch_tokens)
         scheduler = Scheduler(limits, BlockPool(blocks, 16), slot_pool, model.stops)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference.engine.sequence import Sequence
 from inference.errors import AdapterUnavailable
+from inference.lora.arena import PAGE, Arena
 from inference.lora.weights import AdapterWeights, read
 
 TOKENS = 9
@@ -34,6 +36,7 @@ class Alone:
     base: Any
     adapters: dict[str, Path]
     prompts: list[list[int]]
+    largest: int  # bytes of an adapter on the device
     answers: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
@@ -43,7 +46,9 @@ def alone(workshop: Any) -> Alone:
     adapters = {name: workshop.adapter(base, f"s-{name}", lora_alpha=8, **config) for name, config in CONFIGS.items()}
     prompts = [workshop.prompt(length, seed) for length, seed in PROMPTS]
     answers = {name: base.answers(adapters.get(name), prompts, TOKENS) for name in ("", *adapters)}
-    return Alone(base, adapters, prompts, answers)
+    model = workshop.engine(base, adapters).model
+    sizes = [read(folder, model.spec, model.device, model.sites.frozen).nbytes for folder in adapters.values()]
+    return Alone(base, adapters, prompts, max(sizes), answers)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class SlowStore:
 
     def load(self, digest: str) -> Future[AdapterWeights]:
         future: Future[AdapterWeights] = Future()
+        future.set_running_or_notify_cancel()
         self._pending.append((next(self._delays), digest, future))
         return future
 
@@ -106,10 +112,19 @@ class SlowStore:
     blocks=st.sampled_from([7, 12, 60]),
     batch_tokens=st.sampled_from([16, 48, 300]),
     delays=st.lists(st.integers(0, 5), min_size=1, max_size=5),
+    memory=st.sampled_from([1.0, 1.4, 3.0, 20.0]),
 )
 def test_any_schedule_gives_every_request_the_tokens_it_gets_alone(
-    workshop: Any, alone: Alone, acts: list[Act], slots: int, blocks: int, batch_tokens: int, delays: list[int]
+    workshop: Any,
+    alone: Alone,
+    acts: list[Act],
+    slots: int,
+    blocks: int,
+    batch_tokens: int,
+    delays: list[int],
+    memory: float,
 ) -> None:
+    """`memory`: for how many of the largest adapter there is room on the device."""
     store = SlowStore(alone.adapters, itertools.cycle(delays))
     steps = 0
     driver = workshop.engine(
@@ -118,6 +133,7 @@ def test_any_schedule_gives_every_request_the_tokens_it_gets_alone(
         slots=slots,
         blocks=blocks,
         batch_tokens=batch_tokens,
+        room=Arena(int(alone.largest * memory) + PAGE, torch.device("cpu")),
         clock=lambda: float(steps),  # a step takes a second
     )
     store.model = driver.model

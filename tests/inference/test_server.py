@@ -170,11 +170,28 @@ async def test_a_client_that_goes_away_frees_its_sequence(client: EngineClient) 
 async def test_an_adapter_is_brought_evicted_and_named(served: Served, client: EngineClient) -> None:
     digest = served.digests[0]
     state = await client.preload(digest)
-    assert (state.state, state.running) == ("resident", 0)
-    assert state.bytes > 0
-    assert digest in {adapter.digest for adapter in (await client.residency()).adapters}
-    assert (await client.evict(digest)).state == "absent"
+    assert (state.state, state.running, state.tier) == ("resident", 0, "device")
+    assert state.bytes == state.host_bytes > 0
+    assert state.disk_bytes > 0
+    residency = await client.residency()
+    assert digest in {adapter.digest for adapter in residency.adapters}
+    assert [tier.name for tier in residency.tiers] == ["device", "host", "disk"]
+    assert all(state.bytes <= tier.bytes <= tier.limit for tier in residency.tiers)
+    gone = await client.evict(digest)
+    assert (gone.state, gone.tier, gone.host_bytes, gone.disk_bytes) == ("absent", "store", 0, 0)
     assert digest not in {adapter.digest for adapter in (await client.residency()).adapters}
+
+
+async def test_what_was_evicted_from_the_device_comes_back_from_the_host(served: Served, client: EngineClient) -> None:
+    for digest in served.digests * 2:
+        await answer(client, request("x", digest))
+    before = {tier.name: tier for tier in (await client.stats()).tiers}
+    for digest in served.digests:
+        await answer(client, request("x", digest))
+    after = {tier.name: tier for tier in (await client.stats()).tiers}
+    assert after["device"].loads > before["device"].loads
+    assert after["host"].hits > before["host"].hits
+    assert after["disk"].hits + after["disk"].misses == before["disk"].hits + before["disk"].misses
 
 
 async def test_a_pinned_adapter_makes_no_room_until_it_is_unpinned(served: Served, client: EngineClient) -> None:

@@ -166,10 +166,13 @@ async def test_the_engine_keeps_its_laws_and_its_memory(
     for adapter in residency.adapters:
         await client.evict(adapter.digest)
     after = await client.stats()
+    left = await client.residency()
     await client.close()
     print(f"\n{dict(soak.seen)}, {stats.counters}, memory {soak.memory[0] >> 20} to {soak.memory[-1] >> 20} MiB")
     assert soak.seen["finished"] > SECONDS
     assert after.gauges["running"] == after.gauges["waiting"] == after.gauges["adapter_bytes"] == 0
+    assert left.adapters == ()
+    assert [tier.bytes for tier in left.tiers] == [0, 0, 0]
     assert after.gauges["blocks_free"] == after.gauges["blocks"]
     assert stats.counters["failed_steps_total"] == 0
     assert stats.counters["preemptions_total"] > 0

@@ -150,7 +150,7 @@ def test_variants_stay_exact_through_prefix_hits_preemption_and_eviction(worksho
             assert [driver.tokens(sequence) for sequence in sequences] == expected[name], name or "base"
 
     assert driver.scheduler.preemptions > 0
-    assert driver.slots.evictions > 0
+    assert driver.slots.tally.evictions > 0
     assert any(sequence.cached for sequence in driver.begun())
 
 

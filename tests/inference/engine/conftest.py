@@ -113,6 +113,7 @@ def bench() -> Callable[..., Bench]:
 
         def load(digest: str) -> Future[AdapterWeights]:
             future: Future[AdapterWeights] = Future()
+            future.set_running_or_notify_cancel()
             if instant:
                 future.set_result(Named(digest))  # type: ignore[arg-type]
             else:

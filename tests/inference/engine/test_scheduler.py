@@ -1,6 +1,7 @@
 """What one step runs, who is next, and that nothing is lost whatever happens. Every step asserts the pools' laws."""
 
 import random
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -220,6 +221,38 @@ def test_a_waiting_adapter_does_not_starve_behind_resident_ones(bench: Callable[
         engine.now[0] += 0.1
         engine.steps()
     assert engine.ended(cold), "the cold adapter starved"
+
+
+def test_one_more_adapter_than_slots_costs_some_steps_and_not_seconds(bench: Callable[..., Any]) -> None:
+    """Other engines: from 40 ms to the first token to 6 s."""
+
+    def median_wait(adapters: int) -> float:
+        engine = bench(slots=16, rows=32, batch_tokens=64, blocks=400)
+        asked: dict[Any, int] = {}
+        begun: dict[Any, int] = {}
+        for step in range(500):
+            if step % 2 == 0:
+                asked[engine.submit(digest=f"x{step // 2 % adapters}", tokens=12)] = step
+            engine.now[0] += 0.05
+            engine.steps()
+            begun |= {sequence: step for sequence in engine.begun() if sequence not in begun}
+        return statistics.median(begun[sequence] - at for sequence, at in asked.items() if sequence in begun)
+
+    assert median_wait(17) <= median_wait(16) + 1
+
+
+def test_unloading_below_a_request_with_several_answers_waits_for_the_last_and_hangs_nobody(
+    bench: Callable[..., Any],
+) -> None:
+    engine = bench()
+    answers = [engine.submit(digest="x", tokens=8 + 4 * n) for n in range(4)]
+    engine.steps(2)
+    engine.engine.ask(lambda: engine.slots.evict("x"))
+    late = engine.submit(digest="x")
+    engine.finish()
+    assert all(engine.ended(sequence).reason == "length" for sequence in [*answers, late])
+    assert engine.begun().index(late) == len(answers)
+    assert engine.slots.tally.misses == 2
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,174 @@
+"""Knows which versions have copies on the local disk and how much they take; never what the files mean.
+
+    <folder>/sha256-<hex>     a version's files, whole
+    <folder>/.part-<random>   being fetched, locked by who fetches: the system unlocks it when that process dies
+    <folder>/.gone-<random>   being deleted
+    <folder>/.lock            held while parts are made or swept away
+
+Engines may share a folder; each counts what it knows of.
+"""
+
+import fcntl
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.errors import Corrupt
+from adapters.manifest import Manifest, is_digest
+from adapters.store import Store
+from inference.lora.bounded import Bounded, Tally
+from inference.lora.weights import TooLarge
+
+UNLIMITED = 1 << 60
+
+
+@dataclass
+class Copy:
+    """`verified` by this process: when it was fetched, or else when it was first read."""
+
+    folder: Path
+    verified: bool
+
+
+class DiskCache:
+    """Copies of at most `limit` bytes, the least recently used first to go, never while they are read."""
+
+    def __init__(self, store: Store, folder: Path, limit: int = UNLIMITED) -> None:
+        self._store = store
+        self._folder = folder
+        self._copies: Bounded[Copy] = Bounded(limit)
+        self._verifying = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        self._find()
+
+    @property
+    def tally(self) -> Tally:
+        return self._copies.tally
+
+    @property
+    def bytes(self) -> int:
+        return self._copies.bytes
+
+    @property
+    def limit(self) -> int:
+        return self._copies.limit
+
+    def sizes(self) -> dict[str, int]:
+        return self._copies.sizes()
+
+    @contextmanager
+    def open(self, digest: str, alive: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """The folder with a version's files, fetched if need be. `alive` is called while it is, and may raise.
+
+        Raises Missing, Corrupt, TooLarge, OSError.
+        """
+        copy = self._copies.get(digest, use=True)
+        if copy is not None and not self._good(digest, copy):
+            self.drop(digest)
+            copy = None
+        if copy is None:
+            with self.tally.timed():
+                copy = self._fetch(digest, alive)
+        try:
+            with suppress(OSError):
+                os.utime(copy.folder)  # what is used last is known after a restart
+            yield copy.folder
+        finally:
+            self._copies.done(digest)
+
+    def drop(self, digest: str) -> None:
+        """Delete a copy, also one that is read: what reads it has its files open, or meets FileNotFoundError."""
+        if (copy := self._copies.pop(digest)) is not None:
+            self._delete(copy)
+
+    def _good(self, digest: str, copy: Copy) -> bool:
+        """Whether a copy is there and what its digest says, asked once for one that was found at the start."""
+        with self._verifying:
+            if not copy.verified:
+                with suppress(Exception):
+                    copy.verified = Manifest.of(copy.folder).digest == digest
+        return copy.verified and copy.folder.is_dir()
+
+    def _fetch(self, digest: str, alive: Callable[[], None]) -> Copy:
+        manifest = self._store.manifest(digest)
+        if manifest.size > self.limit:
+            raise TooLarge(manifest.size, "the disk cache", self.limit)
+        self._delete(*(copy for _, copy in self._copies.promise(manifest.size)))
+        try:
+            copy = Copy(self._path(digest), verified=True)
+            with self._part() as part:
+                self._store.fetch(digest, part, manifest, alive)
+                self._publish(part, copy.folder, manifest)
+        finally:
+            self._copies.withdraw(manifest.size)
+        self._delete(*(old for _, old in self._copies.put(digest, copy, manifest.size, use=True)))
+        return copy
+
+    @contextmanager
+    def _part(self) -> Iterator[Path]:
+        """A folder of our own to fetch into; gone after the block, or swept by the next engine if we are killed."""
+        part = self._folder / f".part-{uuid.uuid4().hex}"
+        with self._locked():
+            part.mkdir()
+            lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield part
+        finally:
+            os.close(lock)
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _publish(self, part: Path, final: Path, manifest: Manifest) -> None:
+        try:
+            part.rename(final)
+        except OSError:  # another engine, or a copy that was found broken
+            if Manifest.of(final).digest != manifest.digest:
+                raise Corrupt(f"{final} is in the way, and not what its name says") from None
+
+    def _delete(self, *copies: Copy) -> None:
+        for copy in copies:
+            gone = self._folder / f".gone-{uuid.uuid4().hex}"
+            with suppress(OSError):  # another engine may have been first
+                copy.folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Take away what killed engines left."""
+        with self._locked():
+            for left in [*self._folder.glob(".part-*"), *self._folder.glob(".gone-*")]:
+                lock = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+                except BlockingIOError:
+                    pass  # somebody is at it
+                finally:
+                    os.close(lock)
+
+    def _find(self) -> None:
+        """Know the copies of earlier runs, the last used last; each is verified when it is first read."""
+        found = [folder for folder in self._folder.glob("sha256-*") if is_digest(_digest(folder))]
+        for folder in sorted(found, key=lambda folder: folder.stat().st_mtime):
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            if size > self.limit:
+                self._delete(Copy(folder, verified=False))
+            self._delete(*(old for _, old in self._copies.put(_digest(folder), Copy(folder, verified=False), size)))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self._folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / digest.replace(":", "-")
+
+
+def _digest(folder: Path) -> str:
+    return folder.name.replace("-", ":", 1)

@@ -1,0 +1,345 @@
+"""From the artifact store to the device and back: each tier bounded, each fault its own adapter's alone."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from adapters.manifest import Manifest
+from adapters.store import Store
+from inference.errors import AdapterMissing, AdapterUnavailable, EngineError
+from inference.lora.arena import Arena
+from inference.lora.disk import DiskCache
+from inference.lora.source import Loader, Pace
+from inference.lora.weights import AdapterWeights
+from inference.models.load import Model, load
+
+CPU = torch.device("cpu")
+BRISK = Pace(timeout=5, pause=0.01)
+
+
+class TroubledStore(Store):
+    """A real store, some of whose versions give trouble: what `trouble[digest]` does happens before each manifest is
+    read, `slowly` before each chunk of that version."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.trouble: dict[str, Callable[[], None]] = {}
+        self.slowly: dict[str, float] = {}
+        self.fetches = 0
+
+    def manifest(self, digest: str) -> Manifest:
+        self.fetches += 1
+        self.trouble.get(digest, lambda: None)()
+        return super().manifest(digest)
+
+    def fetch(
+        self, digest: str, into: Path, manifest: Any = None, alive: Callable[[], None] = lambda: None
+    ) -> Manifest:
+        def dawdle() -> None:
+            while digest in self.slowly:
+                time.sleep(0.02)
+                alive()
+
+        return super().fetch(digest, into, manifest, dawdle)
+
+
+class Shelf:
+    """A store with adapters of one base, and engines' caches and loaders over it."""
+
+    def __init__(self, store: str, folder: Path, model: Model, digests: list[str]) -> None:
+        self.model = model
+        self.digests = digests
+        self.store = TroubledStore(store)
+        self.folder = folder
+
+    def loader(self, disk: int = 1 << 40, host: int = 1 << 40, largest: int = 1 << 40, pace: Pace = BRISK) -> Loader:
+        cache = DiskCache(self.store, self.folder, disk)
+        spec, frozen = self.model.spec, self.model.sites.frozen
+        return Loader(cache, spec, frozen, CPU, host_limit=host, largest=largest, pace=pace)
+
+    def size(self, digest: str) -> int:
+        return Store(self.store.url).manifest(digest).size
+
+
+@pytest.fixture(scope="module")
+def stocked(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Model, list[str]]:
+    base = workshop.base("qwen2")
+    store = Store(f"file://{tmp_path_factory.mktemp('tiers')}/store")
+    config = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+    adapters = [workshop.uploadable(workshop.adapter(base, f"tier-{n}", **config)) for n in range(4)]
+    return store.url, load(str(base.folder), CPU, torch.float32, 4), [store.put(adapter).digest for adapter in adapters]
+
+
+@pytest.fixture
+def shelf(stocked: tuple[str, Model, list[str]], tmp_path: Path) -> Iterator[Shelf]:
+    store, model, digests = stocked
+    shelf = Shelf(store, tmp_path / "cache", model, digests)
+    yield shelf
+    shelf.store.slowly.clear()
+
+
+def loaded(loader: Loader, digest: str) -> AdapterWeights:
+    return loader.load(digest).result(10)
+
+
+def refused(loader: Loader, digest: str) -> EngineError:
+    error = loader.load(digest).exception(10)
+    assert isinstance(error, EngineError), error
+    return error
+
+
+def breaking(error: Exception, times: int) -> Callable[[], None]:
+    left = iter([error] * times)
+
+    def trouble() -> None:
+        if (due := next(left, None)) is not None:
+            raise due
+
+    return trouble
+
+
+@contextmanager
+def hanging() -> Iterator[Callable[[], None]]:
+    gate = threading.Event()
+
+    def hang() -> None:
+        gate.wait(20)
+
+    yield hang
+    gate.set()
+
+
+def test_a_version_is_fetched_once_read_once_and_then_on_the_host(shelf: Shelf) -> None:
+    loader, digest = shelf.loader(), shelf.digests[0]
+    first, again = loaded(loader, digest), loaded(loader, digest)
+    assert first is again
+    host, disk = loader.host.tally, loader.cache.tally
+    assert (host.hits, host.misses, host.loads) == (1, 1, 1)
+    assert (disk.misses, disk.loads, shelf.store.fetches) == (1, 1, 1)
+    assert loader.host.sizes() == {digest: first.nbytes}
+    assert loader.cache.sizes() == {digest: shelf.size(digest)}
+    assert 0 < disk.seconds < 5
+    loader.host.pop(digest)
+    loaded(loader, digest)
+    assert (disk.hits, shelf.store.fetches) == (1, 1)
+
+
+def test_a_load_under_way_is_not_begun_twice(shelf: Shelf) -> None:
+    loader = shelf.loader()
+    with hanging() as hang:
+        shelf.store.trouble[shelf.digests[0]] = hang
+        assert loader.load(shelf.digests[0]) is loader.load(shelf.digests[0])
+
+
+def test_host_memory_is_bounded_and_the_least_recently_used_goes_first(shelf: Shelf) -> None:
+    size = loaded(shelf.loader(), shelf.digests[0]).nbytes
+    loader = shelf.loader(host=2 * size)
+    a, b, c, _ = shelf.digests
+    for digest in (a, b, a, c):
+        loaded(loader, digest)
+        assert loader.host.bytes <= loader.host.limit
+    assert set(loader.host.sizes()) == {a, c}
+    assert loader.host.tally.evictions == 1
+    assert shelf.loader(host=size - 1).load(a).result(10).nbytes == size
+
+
+def test_the_disk_is_bounded_and_what_is_read_stays(shelf: Shelf) -> None:
+    a, b, c, _ = shelf.digests
+    cache = DiskCache(shelf.store, shelf.folder, 2 * shelf.size(a) + 100)
+    with cache.open(a) as reading:
+        for digest in (b, c):
+            with cache.open(digest):
+                pass
+            assert cache.bytes <= cache.limit
+        assert set(cache.sizes()) == {a, c}
+        assert (reading / "adapter_model.safetensors").is_file()
+    with cache.open(b):
+        pass
+    assert set(cache.sizes()) == {b, c}
+    assert {path.name for path in shelf.folder.glob("sha256-*")} == {d.replace(":", "-") for d in (b, c)}
+
+
+def test_what_no_tier_can_hold_is_refused_with_both_sizes(shelf: Shelf) -> None:
+    for loader in (shelf.loader(disk=100), shelf.loader(largest=100)):
+        error = refused(loader, shelf.digests[0])
+        assert isinstance(error, AdapterUnavailable)
+        assert error.message.count("MiB") == 2
+        assert loader.retries == 0
+
+
+def test_the_parts_of_a_killed_fetch_are_swept_at_the_start_and_those_of_a_live_one_are_not(shelf: Shelf) -> None:
+    fetch = (
+        "import sys, time; from pathlib import Path; from inference.lora.disk import DiskCache\n"
+        "class Endless:\n"
+        "    def manifest(self, digest): return type('M', (), {'size': 1})\n"
+        "    def fetch(self, digest, into, *_):\n"
+        "        (into / 'half').write_bytes(b'x'); print('fetching', flush=True); time.sleep(60)\n"
+        "DiskCache(Endless(), Path(sys.argv[1])).open('sha256:' + '0' * 64).__enter__()"
+    )
+    with subprocess.Popen([sys.executable, "-c", fetch, str(shelf.folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"fetching\n"
+        shelf.loader()
+        assert len(list(shelf.folder.glob(".part-*"))) == 1, "a live engine's fetch was swept away"
+        process.kill()
+    shelf.loader()
+    assert not list(shelf.folder.glob(".part-*"))
+
+
+def test_copies_of_an_earlier_run_are_known_and_the_last_used_stays_longest(shelf: Shelf) -> None:
+    a, b, c, _ = shelf.digests
+    first = shelf.loader()
+    for number, digest in enumerate((a, b, c, a)):
+        loaded(first, digest)
+        os.utime(shelf.folder / digest.replace(":", "-"), (number, number))
+    later = shelf.loader(disk=2 * shelf.size(a))
+    assert set(later.cache.sizes()) == {a, c}
+    fetches = shelf.store.fetches
+    loaded(later, a)
+    assert shelf.store.fetches == fetches
+
+
+def test_a_copy_that_was_damaged_between_two_runs_is_fetched_anew(shelf: Shelf) -> None:
+    digest = shelf.digests[0]
+    good = loaded(shelf.loader(), digest)
+    file = shelf.folder / digest.replace(":", "-") / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"evil")
+    again = loaded(shelf.loader(), digest)
+    assert all(torch.equal(a, again.pairs[name][0]) for name, (a, _, _) in good.pairs.items())
+    assert all(torch.equal(b, again.pairs[name][1]) for name, (_, b, _) in good.pairs.items())
+    assert shelf.store.fetches == 2
+
+
+@pytest.mark.parametrize("error", [ConnectionError("reset"), TimeoutError(), OSError(5, "Input/output error")])
+def test_a_passing_fault_is_tried_again(shelf: Shelf, error: Exception) -> None:
+    loader, digest = shelf.loader(), shelf.digests[0]
+    shelf.store.trouble[digest] = breaking(error, 2)
+    assert loaded(loader, digest).nbytes
+    assert (loader.retries, loader.failures) == (2, 0)
+
+
+def test_a_fault_that_lasts_is_told_after_the_last_attempt(shelf: Shelf) -> None:
+    loader, digest = shelf.loader(), shelf.digests[0]
+    shelf.store.trouble[digest] = breaking(ConnectionError("reset"), 99)
+    assert isinstance(refused(loader, digest), AdapterUnavailable)
+    assert (loader.retries, loader.failures) == (2, 1)
+
+
+def test_what_will_not_pass_is_not_tried_again(shelf: Shelf) -> None:
+    loader = shelf.loader()
+    assert isinstance(refused(loader, "sha256:" + "0" * 64), AdapterMissing)
+    shelf.store.trouble[shelf.digests[0]] = breaking(PermissionError(13, "Permission denied"), 99)
+    assert "Permission denied" in refused(loader, shelf.digests[0]).message
+    assert loader.retries == 0
+
+
+def test_a_store_that_hangs_fails_its_own_version_in_time_and_holds_up_no_other(shelf: Shelf) -> None:
+    hung, other, known, _ = shelf.digests
+    loaded(shelf.loader(), known)
+    loader = shelf.loader(pace=Pace(timeout=0.4, pause=0.01, fetching=1))
+    with hanging() as hang:
+        shelf.store.trouble[hung] = hang
+        late = loader.load(hung)
+        behind = loader.load(other)
+        assert loaded(loader, known).nbytes, "what is on the disk waited for the store"
+        assert not late.done()
+        assert isinstance(late.exception(5), AdapterUnavailable)
+        assert behind.result(5).nbytes
+    assert "0.4 s" in refused_message(late)
+
+
+def refused_message(future: Any) -> str:
+    error = future.exception()
+    assert isinstance(error, EngineError)
+    return error.message
+
+
+def test_a_store_that_trickles_is_given_up_and_left_alone(shelf: Shelf) -> None:
+    loader, digest = shelf.loader(pace=Pace(timeout=0.3)), shelf.digests[0]
+    shelf.store.slowly[digest] = 1
+    assert isinstance(refused(loader, digest), AdapterUnavailable)
+    deadline = time.monotonic() + 5
+    while any(thread.name == "adapter-fetch" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "the thread goes on"
+        time.sleep(0.02)
+    assert not list(shelf.folder.glob(".part-*"))
+    assert loader.cache.bytes == 0
+
+
+def test_dropping_a_version_frees_host_and_disk_and_what_is_under_way_is_not_kept(shelf: Shelf) -> None:
+    loader, (a, b, _, _) = shelf.loader(), shelf.digests
+    loaded(loader, a)
+    loader.drop(a)
+    with hanging() as hang:
+        shelf.store.trouble[b] = hang
+        coming = loader.load(b)
+        loader.drop(b)
+    assert coming.result(5).nbytes
+    assert loader.host.bytes == 0
+    assert a not in loader.cache.sizes()
+    assert not (shelf.folder / a.replace(":", "-")).exists()
+
+
+def test_reading_an_adapter_does_not_stop_the_batch_and_a_hanging_one_fails_alone(shelf: Shelf, workshop: Any) -> None:
+    hung, fine, _, _ = shelf.digests
+    loader = shelf.loader(pace=Pace(timeout=1.0))
+    driver = workshop.engine(workshop.base("qwen2"), load_with=loader.load)
+    base = driver.submit([5, 6, 7], max_tokens=200)
+    with hanging() as hang:
+        shelf.store.trouble[hung] = hang
+        waits, other = driver.submit([5, 6, 7], hung), driver.submit([5, 6, 7], fine)
+        driver.run(100_000)
+    assert len(driver.tokens(base)) == 200
+    assert len(driver.tokens(other)) == 8
+    assert isinstance(driver.ended(waits).error, AdapterUnavailable)
+
+
+def test_unloading_gives_pages_host_memory_and_the_process_memory_back_cycle_after_cycle(
+    workshop: Any, tmp_path: Path
+) -> None:
+    """Other engines only forget the name."""
+    base = workshop.base("qwen2")
+    store = Store(f"file://{tmp_path}/store")
+    config = {"r": 256, "target_modules": "all-linear"}
+    digests = [store.put(workshop.uploadable(workshop.adapter(base, f"cycle-{n}", **config))).digest for n in range(3)]
+    driver = workshop.engine(base, load_with=None, room=(arena := Arena(64 << 20, CPU)))
+    model = driver.model
+    loader = Loader(DiskCache(store, tmp_path / "cache"), model.spec, model.sites.frozen, CPU, pace=BRISK)
+    driver.slots._load = loader.load
+    process = psutil.Process()
+
+    def cycle() -> int:
+        """All three are loaded, used and unloaded; how much of the process's memory they took."""
+        answers = [driver.submit([5, 6, 7], digest, max_tokens=1) for digest in digests]
+        while driver.engine.step() or driver.scheduler.live:
+            time.sleep(0.001)
+        assert all(driver.ended(sequence).error is None for sequence in answers)
+        held = arena.leased * arena.page + loader.host.bytes
+        full = process.memory_info().rss
+        for digest in digests:
+            driver.slots.evict(digest)
+            loader.drop(digest)
+        assert (arena.free, arena.leased, loader.host.bytes, loader.cache.bytes) == (arena.total, 0, 0, 0)
+        gc.collect()
+        freed = full - process.memory_info().rss
+        assert held > 12 << 20
+        assert freed > 0.8 * held, f"{freed >> 20} MiB of {held >> 20} were given back"
+        return held
+
+    for _ in range(2):
+        held = cycle()
+    before = process.memory_info().rss
+    for _ in range(8):
+        cycle()
+    assert process.memory_info().rss < before + held / 2, "memory grew"
