@@ -1,7 +1,7 @@
 """Whether this process lives, whether what it needs answers, and its numbers. Knows the engine by its client only."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from asgiref.sync import sync_to_async
@@ -13,9 +13,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
-from inference.client import EngineClient, EngineError, Stats
+from inference.client import EngineClient, EngineError, Stats, Tier
 
 PATIENCE = 3.0  # seconds that any one of the three may take
+TIER_GAUGES = {
+    "bytes": "Bytes of adapters held",
+    "limit": "Bytes of adapters that may be held",
+    "adapters": "Adapters held",
+}
+TIER_COUNTERS = {
+    "hits": "Adapters wanted and found",
+    "misses": "Adapters wanted and not found",
+    "loads": "Adapters brought in",
+    "evictions": "Adapters that made room for others",
+    "seconds": "Seconds that loads took, added up",
+}
 
 
 async def live(_request: HttpRequest) -> HttpResponse:
@@ -71,6 +83,21 @@ class EngineCollector(Collector):
             self._stats.steps_by_adapters,
         )
         yield _by("rows", "lorayard_engine_steps_by_rows", "Steps by sequences in the batch", self._stats.steps_by_rows)
+        yield from _of_tiers(self._stats.tiers)
+
+
+def _of_tiers(tiers: Sequence[Tier]) -> Iterator[Metric]:
+    """What the device, the host and the disk hold of adapters, and have done for them."""
+    for field, text in TIER_GAUGES.items():
+        gauge = GaugeMetricFamily(f"lorayard_engine_tier_{field}", text, labels=["tier"])
+        for tier in tiers:
+            gauge.add_metric([tier.name], getattr(tier, field))
+        yield gauge
+    for field, text in TIER_COUNTERS.items():
+        counter = CounterMetricFamily(f"lorayard_engine_tier_{field}", text, labels=["tier"])
+        for tier in tiers:
+            counter.add_metric([tier.name], getattr(tier, field))
+        yield counter
 
 
 def _by(label: str, name: str, text: str, counts: Mapping[int, int]) -> Metric:

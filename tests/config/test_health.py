@@ -8,7 +8,7 @@ from django.conf import settings
 from django.test import AsyncClient
 
 from config.health import EngineCollector
-from inference.client import Stats
+from inference.client import Stats, Tier
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ async def test_metrics_hold_the_engines_numbers(async_client: AsyncClient, engin
     text = (await async_client.get("/metrics")).content.decode()
     assert "lorayard_engine_up 1.0" in text
     assert "# TYPE lorayard_engine_steps_total counter" in text
+    assert 'lorayard_engine_tier_limit{tier="disk"}' in text
     assert "python_info" in text
 
 
@@ -51,14 +52,27 @@ async def test_metrics_do_without_an_engine(async_client: AsyncClient, nothing_e
     assert "lorayard_engine_up 0.0" in answer.content.decode()
 
 
-def test_steps_are_counted_by_the_adapters_in_their_batch() -> None:
-    stats = Stats({"running": 2.0}, {"steps_total": 7.0, "tokens_generated_total": 9.0}, {1: 4, 3: 3}, {2: 7})
-    samples = {
+def samples(stats: Stats) -> dict[tuple[str, ...], float]:
+    return {
         (sample.name, *sample.labels.values()): sample.value
         for family in EngineCollector(stats).collect()
         for sample in family.samples
     }
-    assert samples == {
+
+
+def test_tiers_are_told_by_their_names() -> None:
+    tiers = (Tier("device", 5, 9, 1, 3, 2, 2, 1, 0.5), Tier("host", 7, 8, 2))
+    told = samples(Stats(tiers=tiers))
+    assert told["lorayard_engine_tier_bytes", "device"] == 5
+    assert told["lorayard_engine_tier_limit", "host"] == 8
+    assert told["lorayard_engine_tier_hits_total", "device"] == 3
+    assert told["lorayard_engine_tier_misses_total", "device"] == 2
+    assert told["lorayard_engine_tier_seconds_total", "device"] == 0.5
+
+
+def test_steps_are_counted_by_the_adapters_in_their_batch() -> None:
+    stats = Stats({"running": 2.0}, {"steps_total": 7.0, "tokens_generated_total": 9.0}, {1: 4, 3: 3}, {2: 7})
+    assert samples(stats) == {
         ("lorayard_engine_up",): 1,
         ("lorayard_engine_running",): 2,
         ("lorayard_engine_tokens_generated_total",): 9,
