@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Literal
 
 SHOWN_CHARACTERS = 500
 SHOWN_FINDINGS = 200
@@ -31,13 +32,17 @@ def printable(text: str, limit: int = SHOWN_CHARACTERS) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason for a refusal. `rule` is a stable kebab-case code; `message` one sentence that a person can act on."""
+    """One reason for a refusal. `rule` is a stable kebab-case code; `message` one sentence that a person can act on.
+
+    `severity`: an `error` refuses; a `note` says something about the errors.
+    """
 
     rule: str
     message: str
     tensor: str = ""
     expected: str = ""
     found: str = ""
+    severity: Literal["error", "note"] = "error"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -56,7 +61,7 @@ class Rejected(AdapterError):
         assert found, "a refusal needs a reason"
         self.findings = found[:SHOWN_FINDINGS]
         if hidden := len(found) - len(self.findings):
-            self.findings += (Finding("more", f"{hidden} more findings are not listed here."),)
+            self.findings += (Finding("more", f"{hidden} more findings are not listed here.", severity="note"),)
         super().__init__(self.findings)
 
     @classmethod

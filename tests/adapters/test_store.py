@@ -51,6 +51,18 @@ def test_a_version_comes_back_as_it_was_put(store: Store, tmp_path: Path) -> Non
     assert contents(tmp_path / "deep" / "cache") == FILES
 
 
+def test_a_sweep_takes_what_no_version_holds_once_it_is_old(store: Store, tmp_path: Path) -> None:
+    manifest = store.put(write(tmp_path / "a", FILES))
+    whole = stored(store)
+    filesystem, root = fsspec.core.url_to_fs(store.url)
+    for stray in ("blobs/" + "0" * 64, "incoming/half"):
+        filesystem.pipe_file(f"{root}/{stray}", b"x")
+    assert store.sweep(older_than=3600) == 0
+    assert store.sweep(older_than=-1) == 2
+    assert stored(store) == whole
+    assert store.fetch(manifest.digest, tmp_path / "b") == manifest
+
+
 def test_putting_twice_is_as_good_as_once(store: Store, tmp_path: Path) -> None:
     first = store.put(write(tmp_path / "a", FILES))
     before = stored(store)
