@@ -22,6 +22,10 @@ def number(**options: Any) -> forms.FloatField:
     return forms.FloatField(widget=widgets.UnfoldAdminTextInputWidget(), **options)
 
 
+def whole(**options: Any) -> forms.IntegerField:
+    return forms.IntegerField(widget=widgets.UnfoldAdminIntegerFieldWidget(), **options)
+
+
 def email(**options: Any) -> forms.EmailField:
     return forms.EmailField(widget=widgets.UnfoldAdminEmailInputWidget(), **options)
 

@@ -11,15 +11,20 @@ PlatformError
 │   ├── AdapterInUse
 │   ├── VersionNotReady
 │   ├── BaseModelChanged     a name that adapters were validated against now means other shapes
+│   ├── KeyKnown             a signing key is registered already
+│   ├── NoSigningKey         nobody could sign what must be signed
 │   └── NoBaseModel          nothing is served yet, so nothing can be adapted
 ├── QuotaExceeded            403, with the quota's name, what is used, asked for and allowed
+├── KeyMalformed             400
 ├── UploadTooLarge           413
 ├── UploadNotFound           404
 └── UploadMalformed          400
     ├── UploadClosed         completed, cancelled or expired
     ├── UploadOverfull       the part is more than was announced
     ├── PartsMissing         the parts don't add up
-    └── ChecksumMismatch
+    ├── ChecksumMismatch
+    ├── SignatureMalformed
+    └── SignatureRequired
 """
 
 from tenants.errors import Body, Conflict, Forbidden, NotFound, PlatformError, TooLarge
@@ -134,3 +139,28 @@ class QuotaExceeded(Forbidden):
     @property
     def body(self) -> Body:
         return {"error": {**super().body["error"], **self.numbers}}
+
+
+class KeyMalformed(PlatformError):
+    code = "key_malformed"
+    param = "public_key"
+
+
+class KeyKnown(Conflict):
+    code = "key_known"
+    param = "public_key"
+
+
+class NoSigningKey(Conflict):
+    code = "no_signing_key"
+    param = "required"
+
+
+class SignatureMalformed(UploadMalformed):
+    code = "signature_malformed"
+    param = "signature"
+
+
+class SignatureRequired(UploadMalformed):
+    code = "signature_required"
+    param = "signature"

@@ -133,3 +133,34 @@ class Part(models.Model):
     @property
     def public_id(self) -> str:
         return f"part_{self.id.hex}"
+
+
+class SigningKeyQuerySet(models.QuerySet["SigningKey"]):
+    def for_tenant(self, tenant: Tenant) -> Self:
+        return self.filter(tenant=tenant)
+
+    def live(self) -> Self:
+        return self.filter(revoked_at=None)
+
+
+class SigningKey(models.Model):
+    """An ed25519 public key that a tenant signs versions with. A revoked one stays, and can't come back."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="signing_keys")
+    name = models.CharField(max_length=200)
+    public_key = models.CharField(max_length=44, help_text="32 bytes in base64.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    objects = SigningKeyQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(fields=["tenant", "public_key"], name="signing_key_once_per_tenant"),
+        ]
+        triggers = [pgtrigger.ReadOnly(name="signing_key_is_fixed", fields=["id", "tenant", "public_key"])]
+
+    def __str__(self) -> str:
+        return f"signing-key:{self.pk}"

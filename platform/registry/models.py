@@ -18,7 +18,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from registry import intake  # noqa: F401  its models are the registry's too
+from registry import intake
 from tenants.models import Tenant
 
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z"
@@ -116,6 +116,10 @@ class Version(models.Model):
     summary = models.JSONField(default=dict, blank=True, help_text="Rank, targets, tensors, bytes, dtype.")
     size = models.PositiveBigIntegerField(default=0, help_text="Bytes as uploaded; once ready, as stored.")
     attempts = models.PositiveSmallIntegerField(default=0, help_text="How often a worker has begun to validate it.")
+    signature = models.CharField(max_length=88, blank=True, help_text="ed25519 over the digest, in base64.")
+    signed_by = models.ForeignKey(
+        intake.SigningKey, null=True, blank=True, on_delete=models.PROTECT, related_name="versions"
+    )
     uploader = models.CharField(max_length=96)
     created_at = models.DateTimeField(auto_now_add=True)
     changed_at = models.DateTimeField(auto_now=True)
@@ -134,7 +138,9 @@ class Version(models.Model):
         ]
         triggers = [
             pgtrigger.FSM(name="states", field="state", transitions=[(a.value, b.value) for a, b in ARROWS]),
-            pgtrigger.ReadOnly(name="identity", fields=["id", "adapter", "number", "uploader", "created_at"]),
+            pgtrigger.ReadOnly(
+                name="identity", fields=["id", "adapter", "number", "uploader", "signature", "created_at"]
+            ),
             pgtrigger.Protect(
                 name="settled_content",
                 operation=pgtrigger.Update,
@@ -144,6 +150,7 @@ class Version(models.Model):
                     | pgtrigger.Q(old__findings__df=pgtrigger.F("new__findings"))
                     | pgtrigger.Q(old__summary__df=pgtrigger.F("new__summary"))
                     | pgtrigger.Q(old__size__df=pgtrigger.F("new__size"))
+                    | pgtrigger.Q(old__signed_by__df=pgtrigger.F("new__signed_by"))
                 ),
             ),
             pgtrigger.Protect(

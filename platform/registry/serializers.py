@@ -27,15 +27,27 @@ class NewAdapter(Strict):
     base_model = serializers.CharField(max_length=255, required=False, help_text="Default: the one that is served.")
 
 
+class FindingShape(serializers.Serializer[dict[str, str]]):
+    """One reason for a refusal, as adapters.errors.Finding has it."""
+
+    rule = serializers.CharField(help_text="Stable, in kebab-case.")
+    severity = serializers.ChoiceField(choices=["error", "note"], default="error")
+    message = serializers.CharField(help_text="One sentence for a person.")
+    tensor = serializers.CharField(default="")
+    expected = serializers.CharField(default="")
+    found = serializers.CharField(default="")
+
+
 class VersionSerializer(serializers.ModelSerializer[Version]):
     adapter = serializers.CharField(source="adapter.name", read_only=True)
+    findings = FindingShape(many=True, read_only=True)
     version = serializers.SerializerMethodField()
 
     class Meta:
         model = Version
         fields = [
             "id", "adapter", "version", "number", "state", "digest", "size",
-            "summary", "findings", "uploader", "created_at", "changed_at",
+            "summary", "findings", "signed_by", "uploader", "created_at", "changed_at",
         ]  # fmt: skip
         read_only_fields = fields
 
@@ -60,6 +72,9 @@ class AliasMove(Strict):
     )
 
 
+SIGNED = "ed25519 over the digest, in base64; needed where the tenant requires it."
+
+
 class FromFiles(Strict):
     """A version out of files that were uploaded before."""
 
@@ -69,6 +84,7 @@ class FromFiles(Strict):
         max_length=8,
         help_text="Ids of complete uploads: the two files, or one archive of them.",
     )
+    signature = serializers.CharField(required=False, max_length=88, help_text=SIGNED)
 
 
 UPLOAD_REQUEST = {

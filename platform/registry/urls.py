@@ -1,9 +1,12 @@
 from django.urls import path
 
-from registry import views
+from registry import signing_views, views
 
 app_name = "registry"
 urlpatterns = [
+    path("signing-keys", signing_views.SigningKeys.as_view(), name="signing-keys"),
+    path("signing-keys/<uuid:signing_key>/revoke", signing_views.RevokeSigningKey.as_view(), name="revoke-signing-key"),
+    path("signing-policy", signing_views.SigningPolicy.as_view(), name="signing-policy"),
     path("quotas", views.Quotas.as_view(), name="quotas"),
     path("adapters", views.Adapters.as_view(), name="adapters"),
     path("adapters/<str:name>", views.OneAdapter.as_view(), name="adapter"),

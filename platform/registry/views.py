@@ -127,17 +127,18 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
     def given(self, request: Request) -> dict[str, Any]:
         """The files that come with the request, or the uploads that it names."""
         if (request.content_type or "").startswith("multipart/"):
-            unknown = sorted(set(request.data) - set(request.FILES))
+            unknown = sorted(set(request.data) - set(request.FILES) - {"signature"})
             if unknown:
-                raise ValidationError({field: "Unknown; send files alone." for field in unknown})
-            return {"files": [file for _, files in request.FILES.lists() for file in files]}
+                raise ValidationError({field: "Unknown; send files, and a signature." for field in unknown})
+            files = [file for _, files in request.FILES.lists() for file in files]
+            return {"files": files, "signature": request.POST.get("signature", "")}
         wanted = FromFiles(data=request.data)
         wanted.is_valid(raise_exception=True)
         keys = [UUID(public_id[-32:]) for public_id in wanted.validated_data["files"]]
         found = Upload.objects.for_tenant(self.tenant).in_bulk(keys)
         if len(found) < len(keys):
             raise UploadNotFound
-        return {"received": [found[key] for key in keys]}
+        return {"received": [found[key] for key in keys], "signature": wanted.validated_data.get("signature", "")}
 
 
 class OneVersion(RegistryView[Version]):

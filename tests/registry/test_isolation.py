@@ -1,5 +1,6 @@
 """Every endpoint of the management API, found by walking the URLs, tried by a stranger who holds every scope."""
 
+import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,9 @@ from evaluations.models import Evaluation
 from evaluations.services import create_set, request_evaluation
 from merges.models import Merge
 from merges.services import merge_into_base
-from registry.intake import Upload
+from registry.intake import SigningKey, Upload
 from registry.models import Adapter, Alias, Version
-from registry.services import create_upload
+from registry.services import add_signing_key, create_upload
 from tenants.errors import REFUSED
 from tenants.models import Tenant
 
@@ -63,10 +64,12 @@ class Scene:
     upload: Upload
     evaluation: Evaluation
     merge: Merge
+    signing_key: SigningKey
 
     def path(self, endpoint: Endpoint) -> str:
         """A new parameter has to be added here, so that no endpoint is forgotten."""
         known = {"slug": "acme", "pk": self.key.pk, "name": "support", "number": 1, "alias": "stable"}
+        known |= {"signing_key": self.signing_key.pk}
         known |= {"upload": self.upload.public_id, "file": self.upload.file_id}
         known |= {"merge": self.merge.pk, "filename": "config.json"}
         known |= {"evaluation_set": "greetings", "evaluation": self.evaluation.pk}
@@ -83,7 +86,7 @@ class Scene:
             list(Adapter.objects.for_tenant(self.tenant).values()),
         ]
         rows += [list(queryset.for_tenant(self.tenant).values()) for queryset in (Version.objects, Alias.objects)]
-        rows.append(list(Upload.objects.for_tenant(self.tenant).values()))
+        rows += [list(queryset.for_tenant(self.tenant).values()) for queryset in (Upload.objects, SigningKey.objects)]
         rows.append(list(Evaluation.objects.for_tenant(self.tenant).values()))
         rows.append(list(Merge.objects.for_tenant(self.tenant).values()))
         return [*rows, Event.objects.for_tenant(self.tenant).count()]
@@ -93,12 +96,13 @@ class Scene:
 def scene(acme: Tenant, globex: Tenant, push: Callable[..., Version], client_of: Clients) -> Scene:
     version = push(acme, "support")
     client_of(acme)
+    signing_key = add_signing_key(acme, "ci", base64.b64encode(bytes(32)).decode(), actor=SYSTEM)
     upload = create_upload(acme, filename="a.zip", purpose="adapter", bytes=3, actor=SYSTEM)
     item = b'{"messages": [{"role": "user", "content": "hi"}], "scorer": "exact", "expected": "hello"}'
     greetings = create_set(acme, "greetings", item, actor=SYSTEM)
     evaluation = request_evaluation(acme, greetings, "support", actor=SYSTEM)
     merge = merge_into_base(version, actor=SYSTEM)
-    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload, evaluation, merge)
+    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload, evaluation, merge, signing_key)
 
 
 def test_the_walk_finds_what_the_design_names() -> None:

@@ -39,6 +39,9 @@ class CreateTenant(Verb):
 class TenantChanges(VerbForm):
     name = fields.text(max_length=200)
     weight = fields.number(min_value=0.01, max_value=1000, help_text=WEIGHT_HELP)
+    quota_bytes = fields.whole(required=False, min_value=0, max_value=2**62, help_text="Of adapters, and coming in.")
+    quota_versions = fields.whole(required=False, min_value=0, max_value=2**31 - 1)
+    quota_uploads = fields.whole(required=False, min_value=0, max_value=2**31 - 1)
     active = fields.switch(help_text="An inactive tenant's keys are refused.")
 
     def prepare(self) -> None:
@@ -50,7 +53,8 @@ class ChangeTenant(Verb):
     form_class = TenantChanges
 
     def perform(self, form: VerbForm, actor: Actor) -> Model:
-        return services.change_tenant(self.target, **form.cleaned_data, actor=actor)
+        changes = {name: value for name, value in form.cleaned_data.items() if value is not None}
+        return services.change_tenant(self.target, **changes, actor=actor)
 
 
 class NewMember(VerbForm):
@@ -113,7 +117,10 @@ class TenantAdmin(ConsoleAdmin):
     list_filter = ("active",)
     search_fields = ("slug", "name")
     ordering = ("slug",)
-    fields = ("slug", "name", "active", "weight", "id", "created_at")
+    fields = (
+        *("slug", "name", "active", "weight", "quota_bytes", "quota_versions", "quota_uploads"),
+        *("requires_signature", "id", "created_at"),
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         counts = {

@@ -5,6 +5,7 @@ from registry.services.adapters import create_adapter, delete_adapter, ensure_ad
 from registry.services.aliases import delete_alias, move_alias
 from registry.services.naming import Target, resolve, visible_models
 from registry.services.quotas import limits, usage
+from registry.services.signing import add_signing_key, require_signatures, revoke_signing_key
 from registry.services.uploads import (
     add_part,
     cancel_upload,
@@ -20,6 +21,7 @@ from registry.services.versions import archive_version, upload_version
 __all__ = [
     "Target",
     "add_part",
+    "add_signing_key",
     "archive_version",
     "cancel_upload",
     "complete_upload",
@@ -34,8 +36,10 @@ __all__ = [
     "move_alias",
     "receive_file",
     "register_base_model",
+    "require_signatures",
     "resolve",
     "revalidate_stale",
+    "revoke_signing_key",
     "upload_version",
     "usage",
     "validate_version",

@@ -9,34 +9,33 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from adapters.archive import unpack
-from adapters.base import BaseSpec
+from adapters.confinement import Cell
 from adapters.errors import Finding, Rejected
 from adapters.files import DROPPED
-from adapters.limits import DEFAULT
 from adapters.manifest import Manifest
-from adapters.validation import Summary, validate
 from audit.models import Action
 from audit.services import SYSTEM, record
 from registry import quarantine
 from registry.errors import QuotaExceeded
 from registry.models import PENDING, STABLE, Adapter, Alias, State, Version
-from registry.services import blobs, quotas
+from registry.services import blobs, quotas, signing
 from registry.services.adapters import locked
 from registry.services.versions import enqueue_validation
 from tenants.models import Tenant
 from webhooks.services import emit
 
-ARCHIVES = (".zip", ".tar.gz", ".tgz")
 ATTEMPTS = 5
 STALE = timedelta(minutes=6)  # longer than the task's time limit
 FORGOTTEN = timedelta(hours=6)  # longer than any request that uploads
+
+cell = Cell()
 
 
 def validate_version(version_id: UUID) -> State | None:
@@ -87,24 +86,14 @@ def _examine(version: Version) -> State | None:
     files = quarantine.files_of(version.pk)
     if not files:
         raise Rejected.because("upload-lost", "The uploaded files are gone; upload them again.")
-    base = BaseSpec.from_json(version.adapter.base_model.spec)
     with quarantine.workspace(version.pk) as work:
-        _lay_out(files, work)
-        summary = validate(work, base, DEFAULT)
+        summary = cell.examine(files, work, version.adapter.base_model.spec)
         for name in DROPPED:
             (work / name).unlink(missing_ok=True)
         return _store(version, summary, work)
 
 
-def _lay_out(files: list[Path], work: Path) -> None:
-    if len(files) == 1 and files[0].name.lower().endswith(ARCHIVES):
-        unpack(files[0], work, DEFAULT)
-        return
-    for file in files:
-        (work / file.name).hardlink_to(file)
-
-
-def _store(version: Version, summary: Summary, work: Path) -> State | None:
+def _store(version: Version, summary: dict[str, Any], work: Path) -> State | None:
     manifest = Manifest.of(work)
     blobs.announce(manifest)
     try:
@@ -115,17 +104,18 @@ def _store(version: Version, summary: Summary, work: Path) -> State | None:
         raise
 
 
-def _accept(version: Version, summary: Summary, manifest: Manifest) -> State | None:
-    quotas.hold(version.adapter.tenant)
+def _accept(version: Version, summary: dict[str, Any], manifest: Manifest) -> State | None:
+    tenant = quotas.hold(version.adapter.tenant)
     adapter = locked(version.adapter)
+    key = signing.signer(tenant, version.signature, manifest.digest)
     size = manifest.size
-    content = {"digest": manifest.digest, "summary": summary.to_json(), "size": size}
+    content = {"digest": manifest.digest, "summary": summary, "size": size, "signed_by": key}
     if not _settle(version, State.READY, **content):
         return None
     blobs.acquire(adapter.tenant, manifest.digest, size)
     _check_quota(adapter.tenant)
     named = _name_stable(adapter, version)
-    data = {"digest": manifest.digest, "size": size}
+    data = {"digest": manifest.digest, "size": size, **({"signed_by": str(key)} if key else {})}
     record(Action.VERSION_READY, tenant=adapter.tenant, actor=SYSTEM, target=str(version), data=data)
     if named is not None:
         data = {"from": None, "to": version.number}

@@ -18,7 +18,7 @@ from registry import assembly, quarantine
 from registry.errors import AliasNeeded, UploadClosed, VersionNotReady
 from registry.intake import Upload
 from registry.models import Adapter, State, Version
-from registry.services import quotas, uploads
+from registry.services import quotas, signing, uploads
 from registry.services.adapters import locked
 
 TASK = "jobs.tasks.validate_version"
@@ -29,6 +29,7 @@ def upload_version(
     files: Iterable[File[Any]] = (),
     *,
     received: Sequence[Upload] = (),
+    signature: str = "",
     actor: Actor,
     enqueue: bool = True,
     id: uuid.UUID | None = None,
@@ -36,10 +37,12 @@ def upload_version(
     """Put the files into quarantine as the adapter's next version and have a worker validate it after the commit.
 
     The files are what PEFT's save_pretrained writes, or one .zip or .tar.gz of it; they come with the call, or as
-    `received` uploads. Raises UploadTooLarge, UploadMalformed and QuotaExceeded; then, as with any other failure,
-    nothing is left behind and the uploads are as they were.
+    `received` uploads. `signature` is in base64, over the digest that they will have (adapters.signatures). Raises
+    UploadTooLarge, UploadMalformed and QuotaExceeded; then, as with any other failure, nothing is left behind and the
+    uploads are as they were.
     """
-    version = Version(id=id or uuid.uuid4(), uploader=str(actor))
+    signing.check_given(adapter.tenant, signature)
+    version = Version(id=id or uuid.uuid4(), uploader=str(actor), signature=signature)
     version.size = quarantine.admit(version.id, [*files, *map(_waiting, received)])
     try:
         with transaction.atomic():
