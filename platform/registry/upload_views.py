@@ -14,7 +14,7 @@ from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apikeys.models import Scope
+from apikeys.models import ApiKey, Scope
 from audit.api import Management
 from registry import assembly, services
 from registry.errors import UploadNotFound
@@ -26,11 +26,17 @@ READ, WRITE = Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE
 PART = 64 << 20  # bytes, as OpenAI's
 
 
+def visible_uploads(view: Management[Any]) -> QuerySet[Upload]:
+    """The tenant's; for a key that is confined to some adapters, what it sent itself."""
+    uploads, key = Upload.objects.for_tenant(view.tenant), view.request.auth
+    return uploads.filter(uploader=str(view.actor)) if isinstance(key, ApiKey) and key.adapters else uploads
+
+
 class UploadView(Management[Upload]):
     serializer_class: Any = UploadShape
 
     def get_queryset(self) -> QuerySet[Upload]:
-        return Upload.objects.for_tenant(self.tenant).select_related("tenant")
+        return visible_uploads(self).select_related("tenant")
 
     def upload(self) -> Upload:
         """The one that the URL names. Raises UploadNotFound, the same for a stranger's."""

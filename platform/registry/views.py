@@ -20,7 +20,6 @@ from apikeys.models import ApiKey, Scope
 from audit.api import Management
 from registry import services
 from registry.errors import AdapterNotFound, UploadNotFound
-from registry.intake import Upload
 from registry.models import NAME, Adapter, Alias, BaseModel, Version
 from registry.quarantine import Incoming
 from registry.serializers import (
@@ -32,6 +31,7 @@ from registry.serializers import (
     NewAdapter,
     VersionSerializer,
 )
+from registry.upload_views import visible_uploads
 
 READ_WRITE = {"GET": Scope.ADAPTERS_READ, "POST": Scope.ADAPTERS_WRITE}
 READ_DELETE = {"GET": Scope.ADAPTERS_READ, "DELETE": Scope.ADAPTERS_WRITE}
@@ -135,7 +135,7 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
         wanted = FromFiles(data=request.data)
         wanted.is_valid(raise_exception=True)
         keys = [UUID(public_id[-32:]) for public_id in wanted.validated_data["files"]]
-        found = Upload.objects.for_tenant(self.tenant).in_bulk(keys)
+        found = visible_uploads(self).in_bulk(keys)
         if len(found) < len(keys):
             raise UploadNotFound
         return {"received": [found[key] for key in keys], "signature": wanted.validated_data.get("signature", "")}

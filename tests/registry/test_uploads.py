@@ -5,8 +5,9 @@ import io
 import threading
 import zipfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,19 @@ from audit.models import Event
 from audit.services import SYSTEM
 from audit.verification import verify
 from registry import assembly
-from registry.errors import QuotaExceeded
+from registry.errors import QuotaExceeded, UploadMalformed
 from registry.intake import Upload, UploadState
 from registry.models import BaseModel, State, Version
-from registry.services import create_upload, ensure_adapter, expire_uploads, upload_version, validate_version
+from registry.quarantine import Landing
+from registry.services import (
+    add_part,
+    complete_upload,
+    create_upload,
+    ensure_adapter,
+    expire_uploads,
+    upload_version,
+    validate_version,
+)
 from tenants.models import Tenant
 from tenants.services import change_tenant, create_tenant
 from tests.processes import Platform, wait_for
@@ -240,6 +250,19 @@ def test_a_stranger_meets_no_upload_and_no_file(caller: Caller, stranger: Caller
     assert only(done).state == UploadState.COMPLETED
 
 
+def test_a_key_confined_to_an_adapter_sees_what_it_sent_itself(
+    acme: Tenant, caller: Caller, client_of: Clients, django_capture_on_commit_callbacks: Commits
+) -> None:
+    scopes = ("adapters:read", "adapters:write")
+    confined = Caller(client_of(acme, *scopes, adapters=("query",)), django_capture_on_commit_callbacks)
+    theirs, own = caller.whole(b"abc"), confined.whole(b"def")
+    assert [file["id"] for file in confined.get("/v1/files")["data"]] == [own["file"]["id"]]
+    confined.get(f"/v1/uploads/{theirs['id']}", 404)
+    confined.get(f"/v1/files/{theirs['file']['id']}/content", 404)
+    confined.call("/api/v1/adapters/query/versions", {"files": [theirs["file"]["id"]]}, 404)
+    caller.get(f"/v1/files/{own['file']['id']}")
+
+
 def test_files_are_listed_read_and_deleted(caller: Caller, left_behind: LeftBehind) -> None:
     ids = [caller.whole(content, "a.jsonl")["file"]["id"] for content in (b"a", b"b", b"c")]
     page = caller.get("/v1/files?limit=2&order=asc")
@@ -319,6 +342,14 @@ def test_an_archive_that_unpacks_to_more_than_the_quota_is_rejected_and_leaves_n
     assert left_behind() <= {"store/.lock"}
 
 
+def at_once(calls: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 @pytest.mark.django_db(transaction=True)
 def test_of_many_who_ask_at_once_no_more_get_in_than_the_quota_allows() -> None:
     acme = create_tenant("acme", "Acme", actor=SYSTEM)
@@ -334,12 +365,39 @@ def test_of_many_who_ask_at_once_no_more_get_in_than_the_quota_allows() -> None:
         finally:
             connection.close()
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once([ask] * 8)
     assert sorted(outcomes) == ["in"] * 3 + ["out"] * 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_parts_that_come_at_once_all_arrive_and_the_file_is_made_once(home: Path) -> None:
+    acme = create_tenant("acme", "Acme", actor=SYSTEM)
+    upload = create_upload(acme, filename="a", purpose="adapter", bytes=24, actor=SYSTEM)
+    outcomes: list[Any] = []
+
+    def send(content: bytes) -> None:
+        landing = Landing("part", None)
+        landing.write(content)
+        landing.flush()
+        with suppress(UploadMalformed):
+            outcomes.append(add_part(upload, landing).public_id)
+        landing.close()
+        connection.close()
+
+    def complete() -> None:
+        outcomes.append(complete_upload(upload, order, actor=SYSTEM).state)
+        connection.close()
+
+    pieces = [bytes([letter]) * 4 for letter in b"abcdef"]
+    at_once([partial(send, piece) for piece in [*pieces, *pieces, b"12345678"]])
+    order = [part.public_id for part in upload.parts.order_by("sha256")]
+    assert set(outcomes) == set(order)
+    assert upload.received == 24
+    outcomes.clear()
+    at_once([complete] * 3)
+    assert outcomes == [UploadState.COMPLETED] * 3
+    assert sorted(assembly.whole(upload.pk).read_bytes()) == sorted(b"".join(pieces))
+    assert Event.objects.filter(action="upload:completed").count() == 1
 
 
 def test_the_openai_package_uploads_in_parts_against_the_running_platform(
