@@ -172,6 +172,7 @@ CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_TASK_ROUTES = {
     "jobs.tasks.run_evaluation": {"queue": "background"},
     "jobs.tasks.seal_audit": {"queue": "background"},
+    "jobs.tasks.deliver_webhook": {"queue": "webhooks"},
     "jobs.tasks.verify_audit": {"queue": "background"},
     "jobs.tasks.run_merge": {"queue": "background"},
 }

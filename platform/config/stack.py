@@ -10,7 +10,7 @@ from config.services import Postgres, Redis, Service
 
 DATABASE_CONNECTIONS = 16  # that the web process holds at most
 SERVICES = ("redis", "postgres")
-STOP_ORDER = (("seed", "web", "worker", "background", "beat"), ("engine",), SERVICES)
+STOP_ORDER = (("seed", "web", "worker", "background", "webhooks", "beat"), ("engine",), SERVICES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Stack:
     def processes(self) -> tuple[Command, ...]:
         """The slowest to start first."""
         engine = (self.engine,) if self.env.own_engine else ()
-        return (*engine, self.web, self.worker, self.background, self.beat)
+        return (*engine, self.web, self.worker, self.background, self.webhooks, self.beat)
 
     @property
     def engine(self) -> Command:
@@ -73,6 +73,11 @@ class Stack:
         return self._worker("background", "background")
 
     @property
+    def webhooks(self) -> Command:
+        """Delivers webhooks, a few at a time, so that nothing of ours ever waits for somebody else's server."""
+        return self._worker("webhooks", "webhooks", "--pool", "threads", concurrency=8)
+
+    @property
     def beat(self) -> Command:
         return self._python("beat", "-m", "celery", "-A", "config", "beat", "--loglevel", "INFO", "--pidfile=")
 
@@ -80,9 +85,16 @@ class Stack:
     def seed(self) -> Command:
         return self._python("seed", str(ROOT / "manage.py"), "seed", OMP_NUM_THREADS="1")
 
-    def _worker(self, name: str, queue: str) -> Command:
+    def _worker(self, name: str, queue: str, *more: str, concurrency: int = 1) -> Command:
         command = ("-m", "celery", "-A", "config", "worker", "--queues", queue, "--hostname", f"{name}@%h")
-        options = ("--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat")
+        options = (
+            *more,
+            "--concurrency",
+            str(concurrency),
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        )
         return self._python(name, *command, "--loglevel", "INFO", *options, OMP_NUM_THREADS="1")
 
     def _python(self, name: str, *arguments: str, **environment: str) -> Command:

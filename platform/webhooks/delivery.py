@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from webhooks import network, signing
-from webhooks.models import Delivery, State
+from webhooks.models import Delivery, Endpoint, State
 from webhooks.services import enqueue
 
 # Between attempts; after the last of them the delivery has failed. About a day in all.
@@ -19,6 +19,7 @@ PAUSES = tuple(timedelta(seconds=seconds) for seconds in (5, 30, 120, 600, 3600,
 LEASE = timedelta(minutes=2)  # longer than an attempt can take
 SOON = timedelta(minutes=10)  # later than this is left to beat
 KEPT = timedelta(days=30)
+SWEPT = timedelta(hours=1)  # longer than any transaction that saw an endpoint before it was deleted
 
 
 def deliver(delivery_id: UUID) -> State | None:
@@ -49,6 +50,7 @@ def deliver_due() -> int:
         enqueue(delivery)
     old = Delivery.objects.exclude(state=State.PENDING).filter(created_at__lt=timezone.now() - KEPT)
     old.delete()
+    Endpoint.objects.filter(deleted_at__lt=timezone.now() - SWEPT).delete()
     return len(due)
 
 

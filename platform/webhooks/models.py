@@ -31,11 +31,15 @@ def new_salt() -> str:
 
 class EndpointQuerySet(models.QuerySet["Endpoint"]):
     def for_tenant(self, tenant: Tenant) -> Self:
-        return self.filter(tenant=tenant)
+        return self.filter(tenant=tenant, deleted_at=None)
 
 
 class Endpoint(models.Model):
-    """A URL of a tenant's that is told of the events it subscribes to."""
+    """A URL of a tenant's that is told of the events it subscribes to.
+
+    A deleted one stays until `delivery.deliver_due` sweeps it: were it deleted at once, under the audit chain's lock,
+    that could deadlock with an event that is being handed to it.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="webhooks")
@@ -48,12 +52,17 @@ class Endpoint(models.Model):
     former_salt = SecretCharField(max_length=64, blank=True, editable=False)
     former_until = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
+    deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     objects = EndpointQuerySet.as_manager()
 
     class Meta:
         ordering = ["-created_at"]
-        constraints = [models.UniqueConstraint(fields=["tenant", "url"], name="webhook_once_per_tenant")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant", "url"], condition=models.Q(deleted_at=None), name="webhook_once_per_tenant"
+            )
+        ]
 
     def __str__(self) -> str:
         return f"webhook:{self.id}"

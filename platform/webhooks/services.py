@@ -12,6 +12,7 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from audit.models import Action
+from audit.redaction import difference, snapshot
 from audit.services import Actor, record
 from tenants.errors import Conflict, PlatformError
 from tenants.models import Tenant
@@ -35,7 +36,7 @@ class WebhookExists(Conflict):
 def emit(tenant: Tenant, event: str, data: Mapping[str, Any]) -> None:
     """Tell the tenant's endpoints of an event, in the caller's transaction; workers deliver it after the commit.
 
-    `data` holds ids and states, never secrets or prompts.
+    `data` holds ids and states, never secrets or prompts. Before or after the audit event, whichever reads better.
     """
     assert connection.in_atomic_block, "an event belongs into the transaction of what it tells of"
     assert EVENT.fullmatch(event), event
@@ -82,8 +83,7 @@ def change_endpoint(endpoint: Endpoint, *, actor: Actor, **changes: Any) -> Endp
     for name in fields:
         setattr(endpoint, name, wanted[name])
     _save(endpoint, update_fields=fields)
-    after = _public(endpoint)
-    data = {"before": {name: before[name] for name in fields}, "after": {name: after[name] for name in fields}}
+    data = difference(before, _public(endpoint))
     record(Action.WEBHOOK_CHANGED, tenant=endpoint.tenant, actor=actor, target=str(endpoint), data=data)
     return endpoint
 
@@ -92,23 +92,21 @@ def change_endpoint(endpoint: Endpoint, *, actor: Actor, **changes: Any) -> Endp
 def rotate_secret(endpoint: Endpoint, *, actor: Actor) -> tuple[Endpoint, str]:
     """Give the endpoint a new secret. For 24 hours deliveries carry the old one's signature too."""
     endpoint = _locked(endpoint)
+    before = snapshot(endpoint, ["salt", "former_until"])
     endpoint.former_salt, endpoint.former_until = endpoint.salt, timezone.now() + GRACE
     endpoint.salt = new_salt()
     _save(endpoint, update_fields=["salt", "former_salt", "former_until"])
-    data = {"old_until": endpoint.former_until}
+    data = difference(before, snapshot(endpoint, ["salt", "former_until"]))
     record(Action.WEBHOOK_ROTATED, tenant=endpoint.tenant, actor=actor, target=str(endpoint), data=data)
     return endpoint, signing.secret_of(endpoint.salt)
 
 
 @transaction.atomic
 def delete_endpoint(endpoint: Endpoint, *, actor: Actor) -> None:
-    """Forget the endpoint, what waits for it and the log of what was delivered."""
-    row = Endpoint.objects.select_for_update().filter(pk=endpoint.pk).first()
-    if row is None:
-        return
-    data = _public(row)
-    row.delete()
-    record(Action.WEBHOOK_DELETED, tenant=endpoint.tenant, actor=actor, target=str(endpoint), data=data)
+    """Send the endpoint nothing any more; it and its log are swept soon after."""
+    if Endpoint.objects.filter(pk=endpoint.pk, deleted_at=None).update(deleted_at=timezone.now(), active=False) == 1:
+        data = _public(endpoint)
+        record(Action.WEBHOOK_DELETED, tenant=endpoint.tenant, actor=actor, target=str(endpoint), data=data)
 
 
 @transaction.atomic
@@ -120,7 +118,7 @@ def ping(endpoint: Endpoint) -> Delivery:
 
 
 def _locked(endpoint: Endpoint) -> Endpoint:
-    return Endpoint.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=endpoint.pk)
+    return Endpoint.objects.select_for_update(of=("self",), no_key=True).select_related("tenant").get(pk=endpoint.pk)
 
 
 def _save(endpoint: Endpoint, **how: Any) -> None:

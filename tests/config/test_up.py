@@ -35,6 +35,7 @@ KINDS = {
     "web": "-m uvicorn",
     "worker": "worker --queues celery",
     "background": "worker --queues background",
+    "webhooks": "worker --queues webhooks",
     "beat": "celery -A config beat",
 }
 
@@ -167,7 +168,7 @@ def run_what_was_printed(output: str) -> None:
 
 def everything_comes_back(up: Up, told: dict[str, str], url: str) -> None:
     """Kills each process in turn without a word; each is there again, and the whole is ready."""
-    for kind in ("web", "engine", "postgres", "redis", "worker", "background", "beat"):
+    for kind in ("web", "engine", "postgres", "redis", "worker", "background", "webhooks", "beat"):
         comes_back(told, kind)
     deadline = time.monotonic() + 90
     while (who := down(url)) and time.monotonic() < deadline:

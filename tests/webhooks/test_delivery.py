@@ -4,15 +4,19 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from django.db import transaction
+import pytest
+from django.db import connection, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from audit.services import SYSTEM
+from audit.models import Action
+from audit.services import SYSTEM, record
+from audit.verification import verify
 from tenants.models import Tenant
 from tests.webhooks.conftest import Commits, Receiver
 from webhooks import delivery, services
@@ -152,6 +156,67 @@ def test_what_was_settled_long_ago_is_forgotten(acme: Tenant, endpoint: Endpoint
     Delivery.objects.update(state=State.DELIVERED)
     delivery.deliver_due()
     assert Delivery.objects.count() == 0
+
+
+def test_a_deleted_endpoint_and_its_log_are_swept(acme: Tenant, endpoint: Endpoint, emitted: Emits) -> None:
+    emitted(acme)
+    services.delete_endpoint(endpoint, actor=SYSTEM)
+    services.delete_endpoint(endpoint, actor=SYSTEM)
+    assert services.create_endpoint(acme, endpoint.url, ["*"], actor=SYSTEM)  # the URL is free at once
+    delivery.deliver_due()
+    assert Delivery.objects.exists()
+    Endpoint.objects.exclude(deleted_at=None).update(deleted_at=timezone.now() - delivery.SWEPT)
+    delivery.deliver_due()
+    assert not Delivery.objects.exists()
+    assert Endpoint.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_endpoints_that_change_while_events_are_emitted_deadlock_with_nothing(
+    acme: Tenant, receiver: Receiver, loopback_allowed: None
+) -> None:
+    start, faults = threading.Barrier(12), []
+
+    def repeatedly(work: Callable[[int], object]) -> None:
+        try:
+            start.wait(30)
+            for number in range(5):
+                with transaction.atomic():
+                    work(number)
+        except Exception as error:
+            faults.append(error)
+        finally:
+            connection.close()
+
+    def told_last(_: int) -> None:
+        record(Action.KEY_ISSUED, tenant=acme, actor=SYSTEM, target="key:1")
+        services.emit(acme, "alias.moved", {})
+
+    def told_first(_: int) -> None:
+        services.emit(acme, "alias.moved", {})
+        record(Action.KEY_ISSUED, tenant=acme, actor=SYSTEM, target="key:1")
+
+    def comes_and_goes(number: int) -> None:
+        name = f"{receiver.url}/{threading.get_ident()}/{number}"
+        endpoint, _ = services.create_endpoint(acme, name, ["*"], actor=SYSTEM)
+        services.rotate_secret(endpoint, actor=SYSTEM)
+        services.change_endpoint(endpoint, url=f"{name}/2", actor=SYSTEM)
+        services.delete_endpoint(endpoint, actor=SYSTEM)
+
+    def swept(_: int) -> None:
+        delivery.deliver_due()
+
+    threads = [
+        threading.Thread(target=repeatedly, args=(work,))
+        for work in (told_last, told_first, comes_and_goes, swept)
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert faults == []
+    assert verify() == []
 
 
 def test_an_event_goes_with_the_transaction_that_it_tells_of(acme: Tenant, endpoint: Endpoint) -> None:
