@@ -74,9 +74,7 @@ def newest_leaf(chain: Chain, upto: int) -> Leaf | None:
 
 def proof_of(leaf: Leaf) -> proof.Json:
     """The leaf's checkpoint and the path to its root, as exports hold it."""
-    leaves = list(leaf.checkpoint.leaves.order_by("id"))
-    path = proof.path_to([one.content() for one in leaves], leaves.index(leaf))
-    return {"kind": "proof", **shown(leaf.checkpoint), "leaf": leaf.content(), "path": path}
+    return {"kind": "proof", **shown(leaf.checkpoint), "leaf": leaf.content(), "path": leaf.path}
 
 
 def _take() -> Checkpoint | None:
@@ -87,18 +85,19 @@ def _take() -> Checkpoint | None:
     leaves = [Leaf(chain=chain, length=chain.length, head=chain.head) for chain in grown.order_by("pk")]
     if not leaves:
         return None
+    contents = [leaf.content() for leaf in leaves]
     last = Checkpoint.objects.order_by("-number").first()
     checkpoint = Checkpoint(
         number=last.number + 1 if last else 1,
         created_at=timezone.now(),
         size=len(leaves),
-        root=proof.root_of([leaf.content() for leaf in leaves]),
+        root=proof.root_of(contents),
         previous=last.hash if last else "",
     )
     checkpoint.hash = proof.digest(checkpoint.content())
     checkpoint.signature, checkpoint.key = signing.sign(proof.CHECKPOINT, checkpoint.content())
     checkpoint.save(force_insert=True)
-    for leaf in leaves:
-        leaf.checkpoint = checkpoint
+    for leaf, path in zip(leaves, proof.paths_to(contents), strict=True):
+        leaf.checkpoint, leaf.path = checkpoint, path
     Leaf.objects.bulk_create(leaves)
     return checkpoint

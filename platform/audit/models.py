@@ -4,8 +4,8 @@ Events form one hash chain per tenant, and one for the platform: each carries th
 edit, a gap or a reorder shows (`audit.verification`). Checkpoints sign the chains' heads, so that a chain whose hashes
 were made anew shows too. Old events may be moved into sealed segments in the artifact store (`audit.retention`).
 
-Triggers hold it for every role (migration 0002): events are only appended, to the head of their chain; a chain's head
-only moves on to the event behind it; checkpoints and segments never change. One way out is left to the tables' owner:
+Triggers hold it for every role (migrations 0003, 0005): events are only appended, to the head of their chain, which
+moves with them and in no other way; checkpoints and segments never change. One way out is left to the tables' owner:
 to delete events that a segment holds.
 """
 
@@ -164,12 +164,16 @@ class Checkpoint(models.Model):
 
 
 class Leaf(models.Model):
-    """One chain's length and head in one checkpoint. Leaves are ordered by their ids."""
+    """One chain's length and head in one checkpoint. Leaves are ordered by their ids.
+
+    `path` leads to the checkpoint's root, so that a tenant's proof needs nobody else's leaves.
+    """
 
     checkpoint = models.ForeignKey(Checkpoint, on_delete=models.PROTECT, related_name="leaves")
     chain = models.ForeignKey(Chain, on_delete=models.PROTECT, related_name="leaves")
     length = models.BigIntegerField()
     head = models.CharField(max_length=64)
+    path = models.JSONField(default=list, blank=True)
 
     class Meta:
         ordering = ["id"]

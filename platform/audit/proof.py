@@ -22,7 +22,7 @@ import base64
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ def root_of(leaves: Sequence[Json]) -> str:
     return _root([_leaf_hash(leaf) for leaf in leaves]).hex()
 
 
-def path_to(leaves: Sequence[Json], index: int) -> list[list[str]]:
-    """What to join a leaf's hash with, from the bottom up: `["left" | "right", hash]`."""
-    return [[side, other.hex()] for side, other in _path([_leaf_hash(leaf) for leaf in leaves], index)]
+def paths_to(leaves: Sequence[Json]) -> list[list[list[str]]]:
+    """For each leaf, what to join its hash with, from the bottom up: `["left" | "right", hash]`."""
+    return [[[side, other.hex()] for side, other in path] for path in _paths([_leaf_hash(leaf) for leaf in leaves])]
 
 
 def root_from(leaf: Json, path: Iterable[Sequence[str]]) -> str:
@@ -191,16 +191,12 @@ def _root(hashes: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"\1" + _root(hashes[:middle]) + _root(hashes[middle:])).digest()
 
 
-def _path(hashes: Sequence[bytes], index: int) -> Iterator[tuple[str, bytes]]:
+def _paths(hashes: Sequence[bytes]) -> list[list[tuple[str, bytes]]]:
     if len(hashes) == 1:
-        return
-    middle = _split(len(hashes))
-    if index < middle:
-        yield from _path(hashes[:middle], index)
-        yield "right", _root(hashes[middle:])
-    else:
-        yield from _path(hashes[middle:], index - middle)
-        yield "left", _root(hashes[:middle])
+        return [[]]
+    left, right = hashes[: _split(len(hashes))], hashes[_split(len(hashes)) :]
+    beside_left, beside_right = ("right", _root(right)), ("left", _root(left))
+    return [[*path, beside_left] for path in _paths(left)] + [[*path, beside_right] for path in _paths(right)]
 
 
 if __name__ == "__main__":

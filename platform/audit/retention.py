@@ -14,7 +14,7 @@ from django.db.models import Max
 from django.utils import timezone
 
 from audit import archive, exports, proof, signing
-from audit.models import PLATFORM_CHAIN, Action, Chain, Event, Segment
+from audit.models import PLATFORM_CHAIN, Action, Chain, Event, Leaf, Segment
 from audit.services import SYSTEM, locked, record_in
 
 LARGEST = 10_000
@@ -39,19 +39,22 @@ def seal_old() -> int:
 
 @transaction.atomic
 def seal(chain: Chain, before: datetime, largest: int = LARGEST) -> Segment | None:
-    """Seal the oldest events of a chain, up to a signed head; None when there is none that old.
+    """Seal the oldest events of a chain, up to a signed head; None when none is that old, or another seals already.
 
-    Raises NotKept, and OSError when the store can't be reached; then nothing has changed.
+    The chain itself is locked only after the file was written, so that nobody's change waits for the store. Raises
+    NotKept, and OSError when the store can't be reached; then nothing has changed.
     """
-    chain = locked(chain.pk)
+    if not _alone(chain):
+        return None
     archive.keep_only(f"segments/{chain.pk}", [segment.path for segment in chain.segments.all()])
     first = (chain.segments.aggregate(last=Max("last"))["last"] or 0) + 1
     old = Event.objects.filter(chain=chain, number__lt=first + largest, created_at__lt=before)
-    leaf = chain.leaves.filter(length__gte=first, length__lte=old.aggregate(last=Max("number"))["last"] or 0)
-    end = leaf.order_by("-length").first()
-    if end is None:
+    newest = old.aggregate(last=Max("number"))["last"] or 0
+    leaf = chain.leaves.filter(length__range=(first, newest)).order_by("-length").first()
+    if leaf is None:
         return None
-    segment = _write(chain, first, end.length, end.head)
+    segment = _write(chain, first, leaf)
+    chain = locked(chain.pk)
     _release(segment)
     tenant = None if chain.pk == PLATFORM_CHAIN else chain.pk
     data = {"first": segment.first, "last": segment.last, "sha256": segment.sha256}
@@ -59,14 +62,22 @@ def seal(chain: Chain, before: datetime, largest: int = LARGEST) -> Segment | No
     return segment
 
 
-def _write(chain: Chain, first: int, last: int, head: str) -> Segment:
-    content = exports.sealed(chain, first, last)
-    segment = Segment(chain=chain, first=first, last=last, head=head, created_at=timezone.now(), size=len(content))
+def _alone(chain: Chain) -> bool:
+    """Whether nobody else seals this chain, until the transaction ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [f"audit:seal:{chain.pk}"])
+        return bool(cursor.fetchone()[0])
+
+
+def _write(chain: Chain, first: int, leaf: Leaf) -> Segment:
+    content = exports.sealed(chain, first, leaf.length)
+    segment = Segment(chain=chain, first=first, last=leaf.length, head=leaf.head, size=len(content))
+    segment.created_at = timezone.now()
     segment.sha256 = hashlib.sha256(content).hexdigest()
     archive.write(segment.path, content)
     kept = archive.read(segment.path)
     report = proof.verify(kept.decode().splitlines(), signing.public_key())
-    if kept != content or report.hashes.get(last) != head or len(report.hashes) != last - first + 1:
+    if kept != content or report.faults or report.signed != leaf.length:
         raise NotKept(f"{segment} is not what was written")
     segment.signature, segment.key = signing.sign(proof.SEGMENT, segment.content())
     segment.save(force_insert=True)

@@ -6,10 +6,12 @@ signed; the checkpoints with their signatures, each other and the copy in the ar
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
+from uuid import UUID
 
 from django.db import connection, models, transaction
 
@@ -52,7 +54,8 @@ def verify(tenant: models.Model | None = None) -> list[Problem]:
             chains = chains.filter(pk=tenant.pk)
         problems = [problem for chain in chains for problem in _chain(chain)]
         problems += _gone(Leaf.objects.all() if tenant is None else Leaf.objects.filter(chain=tenant.pk))
-        return problems + list(_checkpoints(None if tenant is None else RECENT))
+        checked = _whole if tenant is None else partial(_leaf_of, tenant.pk)
+        return problems + list(_checkpoints(checked, None if tenant is None else RECENT))
 
 
 @contextmanager
@@ -141,29 +144,40 @@ def _of_file(segment: Segment) -> Iterator[Link]:
             continue
 
 
-def _checkpoints(recent: int | None) -> Iterator[Problem]:
+def _checkpoints(checked: Callable[[Checkpoint], Iterator[Problem]], recent: int | None) -> Iterator[Problem]:
     newest = Checkpoint.objects.order_by("-number").first()
     number = max(newest.number - recent, 0) if newest and recent else 0
     previous = "" if number == 0 else None
-    rows = Checkpoint.objects.filter(number__gt=number).order_by("number").prefetch_related("leaves")
+    rows = Checkpoint.objects.filter(number__gt=number).order_by("number")
     for checkpoint in rows.iterator(chunk_size=200):
         if checkpoint.number != number + 1:
             yield Problem(CHECKPOINTS, number + 1, "missing", f"{number + 1} to {checkpoint.number - 1} are gone")
         elif previous not in (None, checkpoint.previous):
             yield Problem(CHECKPOINTS, checkpoint.number, "reordered", "does not follow the one before it")
         yield from _checkpoint(checkpoint)
+        yield from checked(checkpoint)
         number, previous = checkpoint.number, checkpoint.hash
     yield from _copy(newest)
 
 
 def _checkpoint(checkpoint: Checkpoint) -> Iterator[Problem]:
-    leaves = [leaf.content() for leaf in checkpoint.leaves.all()]
     if checkpoint.hash != proof.digest(checkpoint.content()):
         yield Problem(CHECKPOINTS, checkpoint.number, "edited", "its content does not give its hash")
     if not signing.trusted(proof.CHECKPOINT, checkpoint.content(), checkpoint.signature):
         yield Problem(CHECKPOINTS, checkpoint.number, "forged", "it is not signed by us")
+
+
+def _whole(checkpoint: Checkpoint) -> Iterator[Problem]:
+    leaves = [leaf.content() for leaf in checkpoint.leaves.order_by("id")]
     if len(leaves) != checkpoint.size or not leaves or proof.root_of(leaves) != checkpoint.root:
         yield Problem(CHECKPOINTS, checkpoint.number, "edited", "its heads are not those that were signed")
+
+
+def _leaf_of(chain: UUID, checkpoint: Checkpoint) -> Iterator[Problem]:
+    """What a tenant may read: its own leaf, which must lead to the root."""
+    for leaf in checkpoint.leaves.filter(chain=chain):
+        if proof.root_from(leaf.content(), leaf.path) != checkpoint.root:
+            yield Problem(CHECKPOINTS, checkpoint.number, "forged", "it does not hold this chain's head")
 
 
 def _copy(newest: Checkpoint | None) -> Iterator[Problem]:

@@ -50,9 +50,9 @@ def test_a_checkpoint_speaks_of_the_chains_that_grew(acme: Tenant, globex: Tenan
 def test_a_path_leads_from_every_leaf_to_the_root_whatever_their_number() -> None:
     for count in range(1, 20):
         leaves = [proof.leaf_of(f"chain-{number}", number, "h") for number in range(count)]
-        for index, leaf in enumerate(leaves):
-            assert proof.root_from(leaf, proof.path_to(leaves, index)) == proof.root_of(leaves)
-            assert proof.root_from({**leaf, "length": 99}, proof.path_to(leaves, index)) != proof.root_of(leaves)
+        for leaf, path in zip(leaves, proof.paths_to(leaves), strict=True):
+            assert proof.root_from(leaf, path) == proof.root_of(leaves)
+            assert proof.root_from({**leaf, "length": 99}, path) != proof.root_of(leaves)
 
 
 def test_a_tail_whose_hashes_were_made_anew_is_found(acme: Tenant, globex: Tenant, sql: Sql) -> None:
@@ -114,7 +114,6 @@ def test_a_chain_that_is_gone_altogether_is_found(acme: Tenant, sql: Sql) -> Non
         ("UPDATE audit_chain SET length = length + 1", "missing"),
         ("UPDATE audit_leaf SET head = repeat('0', 64)", "rewritten"),
         ("UPDATE audit_leaf SET length = length + 1", "missing"),
-        ("DELETE FROM audit_leaf", "edited"),
         ("UPDATE audit_checkpoint SET root = repeat('0', 64)", "forged"),
         ("UPDATE audit_checkpoint SET created_at = created_at - interval '1 day'", "edited"),
         ("UPDATE audit_checkpoint SET previous = repeat('0', 64)", "reordered"),
@@ -131,6 +130,18 @@ def test_heads_and_checkpoints_that_were_touched_are_found(acme: Tenant, sql: Sq
         sql(part)
     assert found in kinds(acme)
     assert found in kinds()
+
+
+def test_leaves_that_are_gone_are_found_by_whoever_reads_them_all(acme: Tenant, sql: Sql) -> None:
+    sign_off()
+    sql("DELETE FROM audit_leaf")
+    assert kinds() == ["edited"]
+
+
+def test_a_path_that_leads_elsewhere_is_found(acme: Tenant, globex: Tenant, sql: Sql) -> None:
+    sign_off()
+    sql("UPDATE audit_leaf SET path = '[]'")
+    assert kinds(acme) == kinds(globex) == ["forged"]
 
 
 def test_a_log_written_anew_and_signed_with_another_key_is_found(acme: Tenant, sql: Sql) -> None:
