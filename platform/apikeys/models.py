@@ -20,6 +20,9 @@ class Scope(models.TextChoices):
     KEYS_WRITE = "keys:write"
     EVALUATIONS_READ = "evaluations:read"
     EVALUATIONS_WRITE = "evaluations:write"
+    ROLLOUTS_READ = "rollouts:read"
+    ROLLOUTS_WRITE = "rollouts:write"
+    ROLLOUTS_TEST = "rollouts:test"  # choose the arm of a request by header
     AUDIT_READ = "audit:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"

@@ -19,7 +19,7 @@ _public = urlsplit(LORAYARD.url)
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, [_public.hostname])]
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 
-OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "registry", "merges", "evaluations"]
+OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "registry", "merges", "evaluations", "rollouts"]
 OUR_APPS += ["jobs", "console", "gateway"]
 INSTALLED_APPS = [
     "unfold",
@@ -156,6 +156,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api/v1",
+    "ENUM_NAME_OVERRIDES": {"RolloutState": "rollouts.models.State", "VersionState": "registry.models.State"},
     "SWAGGER_UI_DIST": "SIDECAR",  # its files from our own server; nothing is fetched from elsewhere
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
@@ -183,6 +184,7 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
+TICK = 2.0  # seconds between looks at the rollouts under way; a tick that finds no worker so long is dropped
 CELERY_BEAT_SCHEDULE = {  # seconds
     "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": 60.0},
     "expire-uploads": {"task": "jobs.tasks.expire_uploads", "schedule": 300.0},
@@ -192,6 +194,8 @@ CELERY_BEAT_SCHEDULE = {  # seconds
     "seal-audit": {"task": "jobs.tasks.seal_audit", "schedule": 3600.0},
     "resume-evaluations": {"task": "jobs.tasks.resume_evaluations", "schedule": 5.0},
     "tend-merges": {"task": "jobs.tasks.tend_merges", "schedule": 60.0},
+    "tick-rollouts": {"task": "jobs.tasks.tick_rollouts", "schedule": TICK, "options": {"expires": 5 * TICK}},
+    "sweep-rollouts": {"task": "jobs.tasks.sweep_rollouts", "schedule": 3600.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")

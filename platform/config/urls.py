@@ -17,6 +17,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v1/", include("evaluations.urls")),
     path("api/v1/", include("merges.urls")),
     path("api/v1/", include("webhooks.urls")),
+    path("api/v1/", include("rollouts.urls")),
     path("api/v1/", include("audit.urls")),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),

@@ -12,6 +12,7 @@ from evaluations import services as evaluations
 from merges import services as merges
 from registry import services as registry
 from registry.services import blobs
+from rollouts import services as rollouts
 from webhooks import delivery as webhooks
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,16 @@ def run_evaluation(evaluation_id: str) -> None:
 @shared_task(name="jobs.tasks.resume_evaluations", acks_late=True)
 def resume_evaluations() -> None:
     evaluations.resume_evaluations()
+
+
+@shared_task(name="jobs.tasks.tick_rollouts", acks_late=True)
+def tick_rollouts() -> None:
+    rollouts.tick()
+
+
+@shared_task(name="jobs.tasks.sweep_rollouts", acks_late=True)
+def sweep_rollouts() -> None:
+    rollouts.sweep()
 
 
 @shared_task(name="jobs.tasks.verify_audit", acks_late=True)

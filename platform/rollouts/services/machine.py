@@ -1,0 +1,261 @@
+"""Drives rollouts: each tick takes every one under way as far as it can go now.
+
+A tick is idempotent. It holds the rollout's row lock while it decides and skips a row that another worker holds; a
+worker that is killed leaves the row as it was, for the next tick. Nothing counts but what is in the database.
+"""
+
+import asyncio
+import logging
+from datetime import timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from audit.services import SYSTEM
+from evaluations.models import EvaluationSet
+from evaluations.services import latest_score
+from inference.client import AdapterMissing, AdapterUnavailable, EngineClient, EngineError
+from registry.errors import AliasMoved, VersionNotReady
+from registry.models import State as VersionState
+from registry.models import Version
+from registry.services import move_alias
+from registry.services.adapters import locked
+from rollouts.models import OVER, Cause, Feedback, Look, Pause, Rollout, Sample, State, Step
+from rollouts.services.changes import Lost, end_rollback, enter, fresh, go_on, hold, move, roll_back
+from rollouts.services.evidence import Windows, gather, trip
+from rollouts.verdicts import Guardrail, Kind, Verdict, decide
+from rollouts.windows import Metric, Score, Window
+
+log = logging.getLogger(__name__)
+
+MOVES = 6  # of one rollout in one tick at most; from its start to its first step are three
+PRELOAD = 10.0  # seconds that a tick waits for the engine
+PRELOAD_PATIENCE = timedelta(minutes=10)
+KEPT = timedelta(days=14)  # samples and thumbs, after their rollout is over
+
+
+def tick() -> int:
+    """Takes every rollout under way as far as it can go now. Returns the moves. One that fails stops no other."""
+    moves = 0
+    for rollout in list(Rollout.objects.active().order_by("changed_at").values_list("pk", flat=True)):
+        try:
+            moves += next(count for count in range(MOVES + 1) if count == MOVES or not advance(rollout))
+        except Exception:
+            log.exception("a rollout could not be taken on")
+    return moves
+
+
+def advance(rollout_id: UUID) -> bool:
+    """One rollout, as far as one transaction takes it. Returns whether it moved."""
+    trip(rollout_id)
+    loaded = _preloaded(rollout_id)
+    with transaction.atomic():
+        rollout = _held(rollout_id)
+        if rollout is None:
+            return False
+        before = (rollout.state, rollout.step)
+        try:
+            _take_on(rollout, loaded)
+        except Lost:
+            return False
+        after = fresh(rollout)
+        return (after.state, after.step) != before
+
+
+def sweep() -> None:
+    """Forget what was observed for rollouts that have long been over. Their looks stay."""
+    long_ago = timezone.now() - KEPT
+    Sample.objects.filter(rollout__state__in=OVER, rollout__ended_at__lt=long_ago).delete()
+    Feedback.objects.filter(at__lt=long_ago).delete()
+
+
+def _held(rollout_id: UUID) -> Rollout | None:
+    """The row, locked until the transaction ends; None when it is over or another worker is at it.
+
+    Whoever moves the alias locks the adapter first, and so does this where it may move it.
+    """
+    plain = Rollout.objects.select_related("adapter").filter(pk=rollout_id).first()
+    if plain is not None and plain.state == State.PROMOTING:
+        locked(plain.adapter)
+    free = Rollout.objects.active().select_for_update(skip_locked=True, no_key=True).filter(pk=rollout_id).first()
+    return fresh(free) if free is not None else None
+
+
+def _take_on(rollout: Rollout, loaded: bool | str) -> None:
+    if rollout.state == State.ROLLING_BACK:
+        end_rollback(rollout, actor=SYSTEM)
+        return
+    if hindrance := _hindrance(rollout):
+        cause, reason = hindrance
+        roll_back(rollout, cause, [reason], actor=SYSTEM)
+        return
+    match rollout.state:
+        case State.VALIDATING:
+            _validate(rollout)
+        case State.PRELOADING:
+            _leave_preloading(rollout, loaded)
+        case State.SHADOWING | State.PROGRESSING:
+            _observe(rollout)
+        case State.PAUSED:
+            _watch(rollout)
+        case State.PROMOTING:
+            _promote(rollout)
+
+
+def _hindrance(rollout: Rollout) -> tuple[Cause, str] | None:
+    """What makes going on senseless: the alias was moved under it, or a version is gone."""
+    alias = rollout.adapter.aliases.filter(name=rollout.alias).first()
+    if alias is None or alias.version_id != rollout.stable_id:
+        return Cause.ALIAS, f"The alias {rollout.alias!r} was moved or deleted by somebody else."
+    if rollout.canary.state != VersionState.READY:
+        return Cause.VERSION, f"v{rollout.canary.number} is {rollout.canary.state}."
+    return None
+
+
+def _validate(rollout: Rollout) -> None:
+    """Past the evaluation set, if it has one. A score that can't tell yet is left to the steps' verdicts."""
+    if rollout.evaluation:
+        scores = _scores(rollout)
+        if None in scores:
+            return
+        judges = [guardrail for guardrail in guardrails(rollout) if guardrail.metric is Metric.EVALUATION]
+        verdict = decide(
+            judges, *_scored(rollout, (Window(), Window())), look=0, steps=rollout.steps.count(), samples=0
+        )
+        if verdict.kind is Kind.FAILURE:
+            _keep(rollout, verdict)
+            roll_back(rollout, Cause.EVALUATION, verdict.reasons, actor=SYSTEM)
+            return
+    move(rollout, State.PRELOADING, actor=SYSTEM)
+
+
+def _preloaded(rollout_id: UUID) -> bool | str:
+    """Whether the engine has the canary on its device, asked without holding any lock; a text: it never will."""
+    row = Rollout.objects.filter(pk=rollout_id, state=State.PRELOADING).select_related("canary").first()
+    if row is None:
+        return False
+    try:
+        asyncio.run(_preload(row.canary.digest))
+    except (AdapterMissing, AdapterUnavailable) as error:
+        return error.message
+    except EngineError as error:
+        log.info("the engine can't load a canary yet: %s", error.code)
+        return False
+    return True
+
+
+async def _preload(digest: str) -> None:
+    client = EngineClient(settings.LORAYARD.engine_url, settings.LORAYARD.engine_secret)
+    try:
+        await client.preload(digest, timeout=PRELOAD)
+    finally:
+        await client.close()
+
+
+def _leave_preloading(rollout: Rollout, loaded: bool | str) -> None:
+    if loaded is True:
+        enter(rollout, rollout.steps.get(number=0), actor=SYSTEM)
+    elif timezone.now() - (rollout.entered_at or timezone.now()) > PRELOAD_PATIENCE:
+        reason = loaded or "The engine did not answer."
+        roll_back(rollout, Cause.PRELOAD, [f"v{rollout.canary.number} could not be loaded: {reason}"], actor=SYSTEM)
+
+
+def _observe(rollout: Rollout) -> None:
+    """Compare the arms, and go where the verdict leads: back, on, or on hold when time is up."""
+    step, verdict = _look(rollout)
+    elapsed = step.seconds(timezone.now())
+    if verdict.kind is Kind.FAILURE:
+        _keep(rollout, verdict)
+        roll_back(rollout, Cause.VERDICT, verdict.reasons, actor=SYSTEM)
+    elif verdict.kind is Kind.SUCCESS and elapsed >= step.min_seconds:
+        _keep(rollout, verdict)
+        if step.gate:
+            hold(rollout, Pause.GATE, ["A person has to approve."], actor=SYSTEM)
+        else:
+            go_on(rollout, actor=SYSTEM)
+    elif step.max_seconds is not None and elapsed >= step.max_seconds:
+        _keep(rollout, verdict)
+        hold(rollout, Pause.INCONCLUSIVE, verdict.reasons or ["The step's time is up."], actor=SYSTEM)
+
+
+def _watch(rollout: Rollout) -> None:
+    """On hold nothing but harm moves it."""
+    _, verdict = _look(rollout)
+    if verdict.kind is Kind.FAILURE:
+        _keep(rollout, verdict)
+        roll_back(rollout, Cause.VERDICT, verdict.reasons, actor=SYSTEM)
+
+
+def _promote(rollout: Rollout) -> None:
+    try:
+        with transaction.atomic():
+            move_alias(
+                rollout.adapter, rollout.alias, rollout.canary.number, expected=rollout.stable.number, actor=SYSTEM
+            )
+    except (AliasMoved, VersionNotReady) as error:
+        roll_back(rollout, Cause.ALIAS, [str(error)], actor=SYSTEM)
+        return
+    move(rollout, State.SUCCEEDED, actor=SYSTEM, weight=0, copies=0, ended_at=timezone.now())
+
+
+def _look(rollout: Rollout) -> tuple[Step, Verdict]:
+    """The step and what is to be said of it now. A look that spent of alpha is kept."""
+    step = rollout.current
+    stable, canary = _scored(rollout, gather(rollout, step))
+    verdict = decide(
+        guardrails(rollout),
+        stable,
+        canary,
+        look=step.look,
+        steps=rollout.steps.count(),
+        samples=step.min_samples,
+        weight=None if step.shadow else step.weight,
+    )
+    if verdict.look != step.look:
+        Step.objects.filter(pk=step.pk).update(look=verdict.look)
+        _keep(rollout, verdict)
+    return step, verdict
+
+
+def _keep(rollout: Rollout, verdict: Verdict) -> None:
+    """Into the history, unless the last entry says the same."""
+    told = verdict.as_json()
+    last = rollout.history.order_by("-number").first()
+    if last is not None and (last.step, last.figures) == (rollout.step, told):
+        return
+    number = (last.number if last else 0) + 1
+    Look.objects.create(
+        rollout=rollout,
+        step=rollout.step,
+        number=number,
+        kind=verdict.kind.value,
+        reasons=list(verdict.reasons),
+        figures=told,
+        at=timezone.now(),
+    )
+    Rollout.objects.filter(pk=rollout.pk).update(looks=number)
+
+
+def guardrails(rollout: Rollout) -> list[Guardrail]:
+    return [Guardrail.parse(data) for data in rollout.guardrails]
+
+
+def _scored(rollout: Rollout, arms: Windows) -> Windows:
+    if not rollout.evaluation:
+        return arms
+    stable, canary = _scores(rollout)
+    return arms[0].scored(stable), arms[1].scored(canary)
+
+
+def _scores(rollout: Rollout) -> tuple[Score | None, Score | None]:
+    known = EvaluationSet.objects.for_tenant(rollout.adapter.tenant).filter(name=rollout.evaluation).first()
+    if known is None:
+        return None, None
+    return _score(rollout.stable, known), _score(rollout.canary, known)
+
+
+def _score(version: Version, known: EvaluationSet) -> Score | None:
+    score = latest_score(version, known)
+    return Score(score.mean, score.low, score.high, score.n) if score else None
