@@ -31,16 +31,19 @@ class Caller:
     """A verified key that may infer, and its tenant, with nothing left to fetch. adapters: allowed; empty is all.
 
     priority: the engine's, within the tenant's share; a key that may infer in the background only waits behind others.
+    tester: may choose the arm of a rollout.
     """
 
     key: uuid.UUID
     tenant: Tenant
     adapters: tuple[str, ...]
     priority: int = 0
+    tester: bool = False
 
     @classmethod
     def of(cls, key: ApiKey, tenant: Tenant) -> Self:
-        return cls(key.pk, tenant, tuple(key.adapters), 0 if key.may(Scope.INFERENCE) else LATER)
+        priority = 0 if key.may(Scope.INFERENCE) else LATER
+        return cls(key.pk, tenant, tuple(key.adapters), priority, key.may(Scope.ROLLOUTS_TEST))
 
     @property
     def share(self) -> str:

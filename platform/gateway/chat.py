@@ -8,9 +8,8 @@ from typing import Any
 
 from django.http.response import HttpResponseBase
 
-from gateway import logprobs, prompts
+from gateway import logprobs, prompts, trials
 from gateway.authentication import Caller
-from gateway.catalogue import resolve
 from gateway.generation import Run, Usage
 from gateway.schemas import ChatMessage, ChatRequest
 from gateway.stream import DONE, answer, sse
@@ -21,12 +20,13 @@ from inference.client import Delta, PositionLogprobs
 @endpoint("POST")
 async def chat_completions(request: GatewayRequest, caller: Caller) -> HttpResponseBase:
     asked = ChatRequest.parse(request.read())
-    target = await resolve(caller, asked.model)
     turns = [turn(message) for message in asked.messages]
-    forced = await prompts.answer(asked.forced_answer, target.base) if asked.forced_answer else ()
-    prompt = await prompts.chat(target.base, turns, param=asked.content, room=len(forced) or asked.limit)
-    run = await Run.start(request.exchange, caller, target, [prompt], asked, forced)
-    return await answer(run, Shape(target.model, asked), stream=bool(asked.stream))
+    route = await trials.route(request.exchange, caller, asked, turns)
+    base = route.target.base
+    forced = await prompts.answer(asked.forced_answer, base) if asked.forced_answer else ()
+    prompt = await prompts.chat(base, turns, param=asked.content, room=len(forced) or asked.limit)
+    run = await Run.start(request.exchange, caller, route, [prompt], asked, forced)
+    return await answer(run, Shape(route.target.model, asked), stream=bool(asked.stream))
 
 
 def turn(message: ChatMessage) -> prompts.Turn:

@@ -8,9 +8,8 @@ from typing import Any
 
 from django.http.response import HttpResponseBase
 
-from gateway import logprobs, prompts
+from gateway import logprobs, prompts, trials
 from gateway.authentication import Caller
-from gateway.catalogue import resolve
 from gateway.chat import usage
 from gateway.generation import Run
 from gateway.schemas import CompletionRequest
@@ -23,10 +22,10 @@ from registry.models import BaseModel
 @endpoint("POST")
 async def completions(request: GatewayRequest, caller: Caller) -> HttpResponseBase:
     asked = CompletionRequest.parse(request.read())
-    target = await resolve(caller, asked.model)
-    tokens = [await _tokens(target.base, prompt, asked) for prompt in asked.prompts]
-    run = await Run.start(request.exchange, caller, target, tokens, asked)
-    return await answer(run, Shape(target.model, asked), stream=bool(asked.stream))
+    route = await trials.route(request.exchange, caller, asked)
+    tokens = [await _tokens(route.target.base, prompt, asked) for prompt in asked.prompts]
+    run = await Run.start(request.exchange, caller, route, tokens, asked)
+    return await answer(run, Shape(route.target.model, asked), stream=bool(asked.stream))
 
 
 async def _tokens(base: BaseModel, prompt: str | list[int], asked: CompletionRequest) -> list[int]:

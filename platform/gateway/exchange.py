@@ -20,11 +20,13 @@ class Exchange:
     """One call, from its first byte in to its last byte out.
 
     route: the view's name, never what the client wrote. key: the id of the key that calls, once it is known.
+    arm: of a rollout, that a tester asks for by header; unchecked.
     """
 
     id: str
     route: str = "unknown"
     key: str = ""
+    arm: str = ""
     started: float = field(default_factory=time.perf_counter)
     _answered: bool = False
 

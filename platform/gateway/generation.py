@@ -4,19 +4,23 @@ A Run owns its sequences: whoever starts one closes it, and closing cancels in t
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from gateway import engine, metrics
+from gateway import engine, metrics, recorder, shadows
 from gateway.authentication import Caller
 from gateway.errors import ContextExceeded
 from gateway.exchange import Exchange
 from gateway.prompts import context_of
 from gateway.schemas import Request
 from inference.client import (
+    AdapterMissing,
+    AdapterUnavailable,
     Delta,
     EngineClient,
+    EngineError,
     Event,
     Finished,
     Generation,
@@ -26,8 +30,14 @@ from inference.client import (
     Started,
 )
 from registry.services import Target
+from rollouts.observations import Observation
+from rollouts.routing import Route
+
+logger = logging.getLogger(__name__)
 
 Indexed = tuple[int, Delta | Finished]
+
+FAULTS = (AdapterMissing, AdapterUnavailable, Internal)  # a version's or the engine's own, and no client's
 
 
 @dataclass(slots=True)
@@ -63,55 +73,70 @@ class Whole:
 class Run:
     """The sequences of one call, all of them admitted by the engine. choices: how many of them share each prompt."""
 
-    def __init__(
-        self, exchange: Exchange, target: Target, streams: Sequence[AsyncGenerator[Event]], choices: int
-    ) -> None:
+    def __init__(self, exchange: Exchange, route: Route, sequences: Sequence[Generation], choices: int) -> None:
+        client: EngineClient = engine.client()
         self.exchange = exchange
-        self.target = target
+        self.target = route.target
         self.usage = Usage()
-        self._streams = streams
+        self._route = route
+        self._sequences = sequences
+        self._streams = [client.generate(sequence) for sequence in sequences]
         self._choices = choices
-        self._counts = [0] * len(streams)
-        self._merged = _merge(streams)
+        self._counts = [0] * len(sequences)
+        self._finished = 0
+        self._merged = _merge(self._streams)
+        trial = route.trial
+        self._seen = Observation(trial, trial.arm) if trial is not None and trial.counted else None
 
     @classmethod
     async def start(
         cls,
         exchange: Exchange,
         caller: Caller,
-        target: Target,
+        route: Route,
         prompts: Sequence[Sequence[int]],
         request: Request,
         forced: Sequence[int] = (),
     ) -> Self:
         """Answers when the engine has taken every sequence. Raises EngineError or ContextExceeded; then none runs.
 
-        forced: what every answer shall be, where it is not to be drawn.
+        forced: what every answer shall be, where it is not to be drawn. A canary that fails before its first token
+        fails nobody: the stable version serves instead.
         """
-        sequences = _sequences(exchange, caller, target, prompts, request, forced)
-        client: EngineClient = engine.client()
-        run = cls(exchange, target, [client.generate(sequence) for sequence in sequences], request.choices)
+        sequences = _sequences(exchange, caller, route.target, prompts, request, forced)
+        run = cls(exchange, route, sequences, request.choices)
         try:
             await run._begin()
         except PromptTooLong as error:
             await run.aclose()
             raise ContextExceeded(error.limit, error.tokens, param=request.content) from None
+        except FAULTS as error:
+            run._fail(error)
+            await run.aclose()
+            if route.trial is None or route.trial.fallback is None:
+                raise
+            logger.warning("a canary failed a request, which the stable version serves: %s", error.code)
+            return await cls.start(exchange, caller, Route(route.trial.fallback), prompts, request, forced)
         except BaseException:
             await run.aclose()
             raise
         return run
 
+    def name(self, response: str) -> None:
+        """Tells the id that the client knows the answer by."""
+        if self._seen is not None:
+            self._seen.response = response
+
     async def events(self) -> AsyncIterator[Indexed]:
         """Every sequence's Deltas and its Finished, by the sequence's index. Raises EngineError."""
-        async for index, event in self._merged:
-            match event:
-                case Delta():
-                    self.exchange.token()
-                    self._count(index, self._counts[index] + len(event.tokens))
-                case Finished():
-                    self._count(index, event.completion_tokens)
-            if not isinstance(event, Started):
-                yield index, event
+        try:
+            async for index, event in self._merged:
+                if not isinstance(event, Started):
+                    self._note(index, event)
+                    yield index, event
+        except EngineError as error:
+            self._fail(error)
+            raise
 
     async def collect(self) -> "list[Whole]":
         """Every sequence to its end. Raises EngineError."""
@@ -130,6 +155,37 @@ class Run:
         await self._merged.aclose()
         for stream in self._streams:
             await stream.aclose()
+        self._observed()
+
+    def _note(self, index: int, event: Delta | Finished) -> None:
+        match event:
+            case Delta():
+                self.exchange.token()
+                self._count(index, self._counts[index] + len(event.tokens))
+                if self._seen is not None:
+                    self._seen.hear(event.text, event.tokens, choice=index)
+            case Finished():
+                self._count(index, event.completion_tokens)
+                self._finished += 1
+                if self._seen is not None and index == 0:
+                    self._seen.finish = event.reason
+
+    def _fail(self, error: EngineError) -> None:
+        """What is not the version's own failure is no observation of it."""
+        if self._seen is not None and isinstance(error, FAULTS):
+            self._seen.fail(error.code)
+        else:
+            self._seen = None
+
+    def _observed(self) -> None:
+        """Hands over what was seen, once, however the call ended; and the copy, once it was answered."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            return
+        if self._finished == len(self._streams):
+            seen.finished(seen.finish)
+            shadows.send(seen.trial, self._sequences)
+        recorder.put(seen)
 
     def _count(self, index: int, tokens: int) -> None:
         """So many tokens has this sequence now. Counted as they come, so that a call which is cut short counts too."""
@@ -143,6 +199,8 @@ class Run:
                 tasks = [group.create_task(_first(stream)) for stream in self._streams]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
+        if self._seen is not None:
+            self._seen.cold = any(getattr(task.result(), "cold", False) for task in tasks)
         for task in tasks[:: self._choices]:
             started = task.result()
             self.usage.prompt += started.prompt_tokens

@@ -17,7 +17,7 @@ from django.http.response import HttpResponseBase
 from django.urls import URLResolver
 from django.urls.resolvers import RegexPattern
 
-from gateway import metrics
+from gateway import metrics, trials
 from gateway.errors import ApiError, BadRequest, BodyTimeout, TooLarge, translated
 from gateway.exchange import Exchange
 from gateway.stream import EventStream
@@ -45,6 +45,7 @@ class GatewayHandler(ASGIHandler):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, and drops its work as soon as the client is gone."""
         exchange = Exchange.of(_header(scope, b"x-request-id"))
+        exchange.arm = _header(scope, trials.HEADER.encode()) or ""
         try:
             body = await self.read_body(receive)
         except RequestAborted:

@@ -5,7 +5,7 @@ import logging
 
 from django.conf import settings
 
-from gateway import engine, prompts
+from gateway import engine, prompts, recorder, shadows
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +18,12 @@ def begin() -> None:
 
 
 async def end() -> None:
-    """Cancels every call to the engine that is still under way."""
+    """Cancels every call to the engine that is still under way; keeps what was observed until then."""
     for task in _warming:
         task.cancel()
+    await shadows.close()
     await engine.close()
+    await recorder.close()
 
 
 async def _warm() -> None:

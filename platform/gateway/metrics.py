@@ -10,4 +10,6 @@ FIRST_TOKEN = Histogram("lorayard_gateway_first_token_seconds", "Until the first
 TOKENS = Counter("lorayard_gateway_tokens", "Tokens of calls", ("route", "kind"))
 CUT = Counter("lorayard_gateway_stream_errors", "Streams that ended with an error event", ("route", "code"))
 DISCONNECTS = Counter("lorayard_gateway_disconnects", "Calls whose client went away", ("route",))
+SHADOWS = Counter("lorayard_gateway_shadows", "Copies of requests for a rollout's canary", ("outcome",))
+UNSEEN = Counter("lorayard_gateway_observations_dropped", "Observations that could not be kept")
 OPEN = Gauge("lorayard_gateway_open", "Answers being sent", ("route",), multiprocess_mode="livesum")

@@ -11,9 +11,8 @@ from typing import Any
 
 from django.http.response import HttpResponseBase
 
-from gateway import logprobs, prompts
+from gateway import logprobs, prompts, trials
 from gateway.authentication import Caller
-from gateway.catalogue import resolve
 from gateway.errors import ApiError, BadRequest
 from gateway.exchange import Exchange
 from gateway.generation import Run, Usage, Whole
@@ -31,7 +30,7 @@ async def responses(request: GatewayRequest, caller: Caller) -> HttpResponseBase
     asked = ResponsesRequest.parse(request.read())
     if asked.previous_response_id is not None:
         raise unknown_previous(asked.previous_response_id)
-    run, shape = await begin(request.exchange, caller, asked, turns(asked))
+    run, shape = await begin(request.exchange, caller, asked)
     if asked.stream:
         return labelled(EventStream(run, _server_sent(run, shape)), run)
     async with run:
@@ -40,12 +39,17 @@ async def responses(request: GatewayRequest, caller: Caller) -> HttpResponseBase
     return labelled(json_response(shape.response), run)
 
 
-async def begin(exchange: Exchange, caller: Caller, asked: ResponsesRequest, said: Turns) -> tuple[Run, "Shape"]:
-    """The run, which whoever calls has to close, and the shape that its events get. said: every turn, in order."""
-    target = await resolve(caller, asked.model)
-    prompt = await prompts.chat(target.base, said, param=asked.content, room=asked.limit)
-    run = await Run.start(exchange, caller, target, [prompt], asked)
-    return run, Shape(target.model, asked)
+async def begin(
+    exchange: Exchange, caller: Caller, asked: ResponsesRequest, before: Sequence[prompts.Turn] = ()
+) -> tuple[Run, "Shape"]:
+    """The run, which whoever calls has to close, and the shape that its events get. before: earlier turns, in order."""
+    said = turns(asked, before)
+    route = await trials.route(exchange, caller, asked, said[1:] if asked.instructions else said)
+    prompt = await prompts.chat(route.target.base, said, param=asked.content, room=asked.limit)
+    shape = Shape(route.target.model, asked)
+    run = await Run.start(exchange, caller, route, [prompt], asked)
+    run.name(shape.id)
+    return run, shape
 
 
 def turns(asked: ResponsesRequest, before: Sequence[prompts.Turn] = ()) -> Turns:

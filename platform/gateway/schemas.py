@@ -7,7 +7,7 @@ what is not served here is refused by name, and so is one that nobody knows: not
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from gateway.errors import BadRequest
@@ -79,6 +79,18 @@ class Request(Schema):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     ignore_eos: bool | None = None
+    _user: str = PrivateAttr("")
+    _conversation: str = PrivateAttr("")
+
+    @property
+    def user(self) -> str:
+        """Whom the client says it asks for; "" where it says nothing of use. Changes no answer, only its version."""
+        return self._user
+
+    @property
+    def conversation(self) -> str:
+        """Which of its conversations the client says this is."""
+        return self._conversation
 
     @property
     def limit(self) -> int | None:
@@ -112,8 +124,10 @@ class Request(Schema):
         try:
             request = cls.model_validate({name: value for name, value in data.items() if cls._asks(name, value)})
         except ValidationError as error:
-            raise _named(error.errors(include_url=False, include_context=False, include_input=False)[0]) from None
+            raise named(error.errors(include_url=False, include_context=False, include_input=False)[0]) from None
         request.check()
+        request._user = _told(data, "safety_identifier", "user")
+        request._conversation = _told(data, "prompt_cache_key")
         return request
 
     def check(self) -> None:
@@ -383,6 +397,11 @@ class ResponsesRequest(Request):
         _check_stream_options(self.stream, self.stream_options)
 
 
+def _told(data: Mapping[str, Any], *names: str) -> str:
+    """The first of these fields that is a text, cut at 512 characters."""
+    return next((value[:512] for name in names if isinstance(value := data.get(name), str)), "")
+
+
 def unsupported(param: str) -> BadRequest:
     return BadRequest(f"'{param}' is not supported with this value.", param=param, code="unsupported_parameter")
 
@@ -392,7 +411,7 @@ def _check_stream_options(stream: bool | None, options: object | None) -> None:
         raise BadRequest("'stream_options' needs 'stream' to be true.", param="stream_options")
 
 
-def _named(error: ErrorDetails) -> BadRequest:
+def named(error: ErrorDetails) -> BadRequest:
     """Of pydantic's first finding: the parameter as OpenAI writes it, such as messages[0].content."""
     param = ""
     for part in error["loc"]:

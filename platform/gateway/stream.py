@@ -18,6 +18,9 @@ DONE = b"data: [DONE]\n\n"
 class Shape(Protocol):
     """How one endpoint writes an answer down."""
 
+    @property
+    def id(self) -> str: ...
+
     def chunks(self, run: Run) -> AsyncIterator[bytes]: ...
 
     async def whole(self, run: Run) -> dict[str, Any]: ...
@@ -43,6 +46,7 @@ class EventStream(StreamingHttpResponse):
 
 async def answer(run: Run, shape: Shape, *, stream: bool) -> HttpResponseBase:
     """The response, which from then on owns the run."""
+    run.name(shape.id)
     if stream:
         return labelled(EventStream(run, _ending_well(run, shape.chunks(run))), run)
     async with run:

@@ -5,6 +5,7 @@ from django.urls import path
 from gateway.catalogue import list_models, retrieve_model
 from gateway.chat import chat_completions
 from gateway.completions import completions
+from gateway.feedback import feedback
 from gateway.responses import responses
 
 urlpatterns = [
@@ -13,4 +14,5 @@ urlpatterns = [
     path("chat/completions", chat_completions, name="chat.completions"),
     path("completions", completions, name="completions"),
     path("responses", responses, name="responses"),
+    path("feedback", feedback, name="feedback"),
 ]

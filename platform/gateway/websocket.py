@@ -15,6 +15,7 @@ from typing import Any
 from channels.generic.websocket import AsyncWebsocketConsumer
 from pydantic_core import from_json, to_json
 
+from gateway import trials
 from gateway.authentication import authenticate
 from gateway.errors import ApiError, BadRequest, Busy, Refused, TooLarge, translated
 from gateway.exchange import Exchange
@@ -109,7 +110,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if previous is not None and previous not in self._said:
             raise unknown_previous(previous)
         before = self._said.get(previous, []) if previous is not None else []
-        run, shape = await begin(exchange, caller, asked, turns(asked, before))
+        run, shape = await begin(exchange, caller, asked, before)
         async with run:
             try:
                 async for told in shape.events(run):
@@ -152,7 +153,9 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         await self.base_send({"type": "websocket.http.response.body", "body": response.content})
 
     def _exchange(self) -> Exchange:
-        return Exchange.of(self._headers.get("x-request-id"), ROUTE)
+        exchange = Exchange.of(self._headers.get("x-request-id"), ROUTE)
+        exchange.arm = self._headers.get(trials.HEADER, "")
+        return exchange
 
 
 class Lane:
