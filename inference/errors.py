@@ -9,6 +9,7 @@ EngineError
 ├── EngineBusy                the queue is full; come back after `retry_after` seconds
 ├── EngineDown                nobody answers at the engine's address
 └── Internal                  the engine's own fault
+    └── NonFinite             the model's output for this request was not a number
 """
 
 import json
@@ -118,6 +119,10 @@ class Internal(EngineError):
     status = grpc.StatusCode.INTERNAL
 
 
+class NonFinite(Internal):
+    code = "non_finite_output"
+
+
 TREE: tuple[type[EngineError], ...] = (
     InvalidRequest,
     PromptTooLong,
@@ -127,6 +132,7 @@ TREE: tuple[type[EngineError], ...] = (
     EngineBusy,
     EngineDown,
     Internal,
+    NonFinite,
 )
 BY_CODE = {error.code: error for error in TREE}
 

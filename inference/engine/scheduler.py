@@ -14,7 +14,7 @@ from inference.client import Sampling
 from inference.engine.blocks import BlockPool
 from inference.engine.fairness import OUTPUT_COST, FairQueue
 from inference.engine.sequence import BASE, Sequence
-from inference.errors import EngineBusy, EngineError, Internal, InvalidRequest, PromptTooLong
+from inference.errors import EngineBusy, EngineError, InvalidRequest, NonFinite, PromptTooLong
 from inference.lora.slots import SlotPool
 
 
@@ -274,7 +274,7 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> None:
         if not sampled.finite:
-            self.fail(sequence, Internal("The model's output for this request was not a number."))
+            self.fail(sequence, NonFinite("The model's output for this request was not a number."))
             return
         sequence.tokens.append(sampled.token)
         self.queue.charge(sequence, OUTPUT_COST)

@@ -9,6 +9,7 @@ from inference.errors import (
     EngineError,
     Internal,
     InvalidRequest,
+    NonFinite,
     PinsFull,
     PromptTooLong,
     from_status,
@@ -24,6 +25,7 @@ ERRORS = [
     EngineBusy(retry_after=2.5),
     EngineDown(),
     Internal("Ünexpected."),
+    NonFinite("Not a number."),
 ]
 
 
