@@ -33,6 +33,7 @@ NAVIGATION = [
             _item("Adapters", "tune", "registry_adapter"),
             _item("Versions", "inventory_2", "registry_version"),
             _item("Aliases", "sell", "registry_alias"),
+            _item("Rollouts", "alt_route", "rollouts_rollout"),
             _item("Base models", "neurology", "registry_basemodel"),
         ],
     },

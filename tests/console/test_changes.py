@@ -21,10 +21,14 @@ from adapters.limits import DEFAULT
 from apikeys import services as apikeys
 from apikeys.models import ApiKey, Scope
 from audit.models import Action, Event
+from audit.services import SYSTEM
 from audit.verification import verify
 from registry.models import STABLE, Adapter, Alias, State, Version
 from registry.services import validate_version
 from registry.services.versions import TASK
+from rollouts import models as rollouts
+from rollouts.models import Rollout
+from rollouts.services import Plan, changes, create_rollout
 from tenants.models import Member, Role, Tenant
 
 from .conftest import PASSWORD, Commits, Yard
@@ -360,6 +364,23 @@ def test_an_alias_is_made_and_removed_on_the_record(desk: Client, operator: User
     desk.post(path(Alias, "remove", champion.pk))
     assert_by(recorded(Action.ALIAS_DELETED), operator)
     assert [alias.name for alias in Alias.objects.all()] == [STABLE]
+
+
+def test_an_editor_pauses_resumes_and_aborts_a_rollout_and_a_viewer_does_not(
+    member_of: Callable[..., Client], acme: Tenant, ours: Yard
+) -> None:
+    digest = f"sha256:{'9' * 64}"
+    Version.objects.create(adapter=ours.adapter, number=9, state=State.READY, digest=digest, uploader="test")
+    rollout = create_rollout(ours.adapter, Plan(version=9), actor=SYSTEM)
+    Rollout.objects.update(state=rollouts.State.PRELOADING)
+    changes.enter(Rollout.objects.get(), rollout.steps.get(number=0), actor=SYSTEM)
+    editor, viewer = member_of(acme, Role.EDITOR), member_of(acme)
+    assert viewer.post(path(Rollout, "abort", rollout.pk)).status_code == 403
+    for verb, state in (("pause", "paused"), ("resume", "progressing"), ("abort", "rolling_back")):
+        assert editor.post(path(Rollout, verb, rollout.pk), {"reason": "<b>odd</b>"}).status_code == 302
+        assert Rollout.objects.get().state == state
+    assert Rollout.objects.get().reasons == ["<b>odd</b>"]
+    assert "<b>odd</b>" not in editor.get(path(Rollout, "change", rollout.pk)).content.decode()
 
 
 def _ready(desk: Client, adapter: Adapter, folder: Path, commits: Commits) -> Version:

@@ -1,5 +1,5 @@
 """The console's pages, a module for each kind of row: its verbs with their forms, then its list and page."""
 
-from console.pages import adapters, aliases, base_models, events, keys, people, tenants, versions
+from console.pages import adapters, aliases, base_models, events, keys, people, rollouts, tenants, versions
 
-__all__ = ["adapters", "aliases", "base_models", "events", "keys", "people", "tenants", "versions"]
+__all__ = ["adapters", "aliases", "base_models", "events", "keys", "people", "rollouts", "tenants", "versions"]
