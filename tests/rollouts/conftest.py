@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from audit.services import SYSTEM
@@ -16,6 +17,7 @@ from rollouts.models import State as RolloutState
 from rollouts.services import Plan, PlannedStep
 from tenants.models import Tenant
 
+TIMES = ("first_token", "inter_token")
 QUICK = PlannedStep(weight=5000, min_seconds=0, min_samples=0)
 
 
@@ -41,7 +43,10 @@ def begin(adapter: Adapter) -> Callable[..., Rollout]:
     """begin(at=State.PROGRESSING, **plan): a rollout to v2 that is at its first step, as if an engine had loaded it."""
 
     def begun(*, at: str = RolloutState.PROGRESSING, steps: Iterable[PlannedStep] = (QUICK,), **plan: Any) -> Rollout:
-        wanted = replace(Plan(version=2), steps=list(steps), **plan)
+        with transaction.atomic():
+            return advanced(at, replace(Plan(version=2), steps=list(steps), **plan))
+
+    def advanced(at: str, wanted: Plan) -> Rollout:
         rollout = services.create_rollout(adapter, wanted, actor=SYSTEM)
         if at == RolloutState.VALIDATING:
             return rollout
@@ -55,13 +60,14 @@ def begin(adapter: Adapter) -> Callable[..., Rollout]:
 
 
 @pytest.fixture
-def observe() -> Callable[..., None]:
-    """observe(rollout, "canary", 20, error=5): so many requests of that arm, kept a while ago, the first few failed."""
+def observe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """observe(rollout, "canary", 20, error=5): so many requests of that arm, the first few failed. Times vary."""
+    monkeypatch.setattr(services.evidence, "LAG", timedelta(0))
 
     def seen(rollout: Rollout, arm: str, count: int, *, error: int = 0, **fields: Any) -> None:
         ago = timezone.now() - timedelta(seconds=10)
         offset = 0 if arm == Arm.STABLE else 10**6
-        values = {"at": ago, "kept_at": ago, "tokens": 20, "first_token": 0.1, "inter_token": 0.01, **fields}
+        values = {"at": ago, "tokens": 20, "first_token": 0.1, "inter_token": 0.01, **fields}
         Sample.objects.bulk_create(
             Sample(
                 rollout=rollout,
@@ -70,7 +76,7 @@ def observe() -> Callable[..., None]:
                 unit=offset + number,
                 outcome=Outcome.ERROR if number < error else Outcome.OK,
                 code="internal_error" if number < error else "",
-                **values,
+                **{**values, **{name: values[name] and values[name] * (1 + number % 7 / 20) for name in TIMES}},
             )
             for number in range(count)
         )

@@ -1,6 +1,6 @@
 """The rollouts' verbs. Each is one transaction with its audit event; every change of state is a compare-and-set."""
 
-from rollouts.services import changes
+from rollouts.services import changes, evidence
 from rollouts.services.evidence import trip
 from rollouts.services.feedback import give_feedback
 from rollouts.services.machine import advance, sweep, tick
@@ -15,6 +15,7 @@ __all__ = [
     "approve",
     "changes",
     "create_rollout",
+    "evidence",
     "give_feedback",
     "pause",
     "promote",
