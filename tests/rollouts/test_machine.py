@@ -10,7 +10,9 @@ from django.utils import timezone
 
 from audit.models import Event
 from audit.services import SYSTEM
-from registry.models import Adapter, Alias
+from evaluations.models import Evaluation, EvaluationSet
+from evaluations.services import create_set
+from registry.models import Adapter, Alias, Version
 from registry.services import delete_alias, move_alias
 from rollouts import services
 from rollouts.models import Arm, Cause, Feedback, Pause, Rollout, Sample, State, Step
@@ -254,3 +256,50 @@ def test_what_was_observed_is_forgotten_long_after(begin: Begin, observe: Observ
     services.sweep()
     assert not Sample.objects.exists()
     assert rollout.history.exists()
+
+
+SCORE: dict[str, Any] = {"evaluation": "golden", "guardrails": ({"metric": "evaluation_score"},)}
+
+
+@pytest.fixture
+def golden(acme: Tenant) -> EvaluationSet:
+    line = b'{"messages": [{"role": "user", "content": "x"}], "expected": "y", "scorer": "exact"}\n'
+    return create_set(acme, "golden", line, actor=SYSTEM)
+
+
+def evaluate(version: Version, known: EvaluationSet, mean: float) -> None:
+    Evaluation.objects.filter(version=version).delete()
+    score: dict[str, Any] = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02, "done": 100}
+    settled: dict[str, Any] = {
+        "state": "succeeded",
+        "finished_at": timezone.now(),
+        "creator": "test",
+        "model": str(version),
+    }
+    base = version.adapter.base_model
+    Evaluation.objects.create(tenant=known.tenant, set=known, base_model=base, version=version, **score, **settled)
+
+
+@pytest.mark.parametrize(("mean", "state"), [(0.5, State.ROLLED_BACK), (0.95, State.PRELOADING)])
+def test_a_version_that_fails_its_set_meets_no_traffic(
+    adapter: Adapter, begin: Begin, golden: EvaluationSet, settings: Any, mean: float, state: str
+) -> None:
+    settings.LORAYARD = settings.LORAYARD.model_copy(update={"engine_url": "unix:/nowhere/engine.sock"})
+    rollout = begin(at=State.VALIDATING, **SCORE)
+    assert after_a_tick(rollout).state == State.VALIDATING
+    assert Evaluation.objects.pending().count() == 2  # both were asked for, once
+    assert after_a_tick(rollout).state == State.VALIDATING
+    assert Evaluation.objects.pending().count() == 2
+    evaluate(rollout.stable, golden, 0.94)
+    evaluate(rollout.canary, golden, mean)
+    assert after_a_tick(rollout).state == state
+    assert rollout.cause == (Cause.EVALUATION if state == State.ROLLED_BACK else "")
+
+
+def test_an_evaluation_that_fails_ends_it(begin: Begin, golden: EvaluationSet) -> None:
+    rollout = begin(at=State.VALIDATING, **SCORE)
+    after_a_tick(rollout)
+    Evaluation.objects.update(state="running")
+    Evaluation.objects.update(state="failed", error="no engine")
+    assert (after_a_tick(rollout).state, rollout.cause) == (State.ROLLED_BACK, Cause.EVALUATION)
+    assert "no engine" in rollout.reasons[0]

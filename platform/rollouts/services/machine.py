@@ -14,19 +14,17 @@ from django.db import transaction
 from django.utils import timezone
 
 from audit.services import SYSTEM
-from evaluations.models import EvaluationSet
-from evaluations.services import latest_score
 from inference.client import AdapterMissing, AdapterUnavailable, EngineClient, EngineError
 from registry.errors import AliasMoved, VersionNotReady
 from registry.models import State as VersionState
-from registry.models import Version
 from registry.services import move_alias
 from registry.services.adapters import locked
 from rollouts.models import OVER, Cause, Feedback, Look, Pause, Rollout, Sample, State, Step
 from rollouts.services.changes import Lost, end_rollback, enter, fresh, go_on, hold, move, roll_back
-from rollouts.services.evidence import Windows, gather, trip
+from rollouts.services.evidence import gather, trip
+from rollouts.services.scores import have_made, scored, scores
 from rollouts.verdicts import Guardrail, Kind, Verdict, decide
-from rollouts.windows import Metric, Score, Window
+from rollouts.windows import Metric, Window
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +115,12 @@ def _hindrance(rollout: Rollout) -> tuple[Cause, str] | None:
 def _validate(rollout: Rollout) -> None:
     """Past the evaluation set, if it has one. A score that can't tell yet is left to the steps' verdicts."""
     if rollout.evaluation:
-        scores = _scores(rollout)
-        if None in scores:
+        if None in scores(rollout):
+            if problem := have_made(rollout):
+                roll_back(rollout, Cause.EVALUATION, [problem], actor=SYSTEM)
             return
         judges = [guardrail for guardrail in guardrails(rollout) if guardrail.metric is Metric.EVALUATION]
-        verdict = decide(
-            judges, *_scored(rollout, (Window(), Window())), look=0, steps=rollout.steps.count(), samples=0
-        )
+        verdict = decide(judges, *scored(rollout, (Window(), Window())), look=0, steps=rollout.steps.count(), samples=0)
         if verdict.kind is Kind.FAILURE:
             _keep(rollout, verdict)
             roll_back(rollout, Cause.EVALUATION, verdict.reasons, actor=SYSTEM)
@@ -203,7 +200,7 @@ def _promote(rollout: Rollout) -> None:
 def _look(rollout: Rollout) -> tuple[Step, Verdict]:
     """The step and what is to be said of it now. A look that spent of alpha is kept."""
     step = rollout.current
-    stable, canary = _scored(rollout, gather(rollout, step))
+    stable, canary = scored(rollout, gather(rollout, step))
     verdict = decide(
         guardrails(rollout),
         stable,
@@ -240,22 +237,3 @@ def _keep(rollout: Rollout, verdict: Verdict) -> None:
 
 def guardrails(rollout: Rollout) -> list[Guardrail]:
     return [Guardrail.parse(data) for data in rollout.guardrails]
-
-
-def _scored(rollout: Rollout, arms: Windows) -> Windows:
-    if not rollout.evaluation:
-        return arms
-    stable, canary = _scores(rollout)
-    return arms[0].scored(stable), arms[1].scored(canary)
-
-
-def _scores(rollout: Rollout) -> tuple[Score | None, Score | None]:
-    known = EvaluationSet.objects.for_tenant(rollout.adapter.tenant).filter(name=rollout.evaluation).first()
-    if known is None:
-        return None, None
-    return _score(rollout.stable, known), _score(rollout.canary, known)
-
-
-def _score(version: Version, known: EvaluationSet) -> Score | None:
-    score = latest_score(version, known)
-    return Score(score.mean, score.low, score.high, score.n) if score else None

@@ -10,6 +10,7 @@ from jsonschema.exceptions import SchemaError
 
 from audit.models import Action
 from audit.services import Actor, record
+from evaluations.models import EvaluationSet
 from registry.errors import AliasMoved, VersionNotReady
 from registry.models import STABLE, Adapter, Version
 from registry.models import State as VersionState
@@ -96,6 +97,8 @@ def create_rollout(adapter: Adapter, plan: Plan, *, actor: Actor, start: bool = 
     if stable.pk == canary.pk:
         raise RolloutInvalid(f"The alias {plan.alias!r} points to v{plan.version} already.", param="version")
     _check_retry(adapter, canary, plan.override)
+    if plan.evaluation and not EvaluationSet.objects.for_tenant(adapter.tenant).filter(name=plan.evaluation).exists():
+        raise RolloutInvalid(f"There is no evaluation set {plan.evaluation!r}.", param="evaluation")
     rollout = _saved(adapter, stable, canary, plan, actor)
     record(
         Action.ROLLOUT_CREATED,
