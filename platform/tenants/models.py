@@ -23,7 +23,7 @@ class Tenant(models.Model):
         default=1.0, validators=[MinValueValidator(0.01)], help_text="Share of the engine relative to other tenants."
     )
     quota_bytes = models.PositiveBigIntegerField(default=50 * 2**30, help_text="Of adapters stored and coming in.")
-    quota_versions = models.PositiveIntegerField(default=1000, help_text="Versions that are not rejected.")
+    quota_versions = models.PositiveIntegerField(default=1000, help_text="Versions waiting, ready or archived.")
     quota_uploads = models.PositiveIntegerField(default=100, help_text="Uploads that are open or wait for their use.")
     requires_signature = models.BooleanField(default=False, help_text="Only signed versions become ready.")
     active = models.BooleanField(default=True, help_text="An inactive tenant's keys are refused.")

@@ -13,6 +13,8 @@ from registry.intake import Upload
 from registry.models import PENDING, Reference, State, Version
 from tenants.models import Tenant
 
+COUNTED = (*PENDING, State.READY, State.ARCHIVED)
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -25,7 +27,7 @@ class Usage:
 
 def usage(tenant: Tenant) -> Usage:
     stored = Reference.objects.for_tenant(tenant).aggregate(sum=Sum("blob__size"))["sum"] or 0
-    versions = Version.objects.for_tenant(tenant).exclude(state=State.REJECTED)
+    versions = Version.objects.for_tenant(tenant).filter(state__in=COUNTED)
     waiting = versions.filter(state__in=PENDING).aggregate(sum=Sum("size"))["sum"] or 0
     uploads = Upload.objects.for_tenant(tenant).open()
     announced = uploads.aggregate(sum=Sum("bytes"))["sum"] or 0

@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="tenant",
             name="quota_versions",
-            field=models.PositiveIntegerField(default=1000, help_text="Versions that are not rejected."),
+            field=models.PositiveIntegerField(default=1000, help_text="Versions waiting, ready or archived."),
         ),
         migrations.AddField(
             model_name="tenant",
