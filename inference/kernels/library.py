@@ -33,6 +33,21 @@ class CSegments(ctypes.Structure):
     _fields_ = [("starts", c_void_p), ("ends", c_void_p), ("slots", c_void_p), ("count", c_int64)]
 
 
+class CWeights(ctypes.Structure):
+    """`struct Weights` of kernels.h."""
+
+    _fields_ = [
+        *[(name, c_void_p) for name in ("panels", "bias", "pairs")],
+        *[(name, c_int64) for name in ("outputs", "dtype")],
+    ]
+
+
+class CLinear(ctypes.Structure):
+    """`struct Linear` of kernels.h."""
+
+    _fields_ = [("parts", c_void_p), ("count", c_int64), ("inputs", c_int64)]
+
+
 class CAttention(ctypes.Structure):
     """`struct Attention` of kernels.h."""
 
@@ -60,6 +75,12 @@ class Library:
         self.sgmm = loaded.lorayard_sgmm
         self.sgmm.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]
         self.sgmm.restype = None
+        self.linear = loaded.lorayard_linear
+        self.linear.argtypes = [POINTER(c_void_p), c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+        self.linear.restype = None
+        self.panel = loaded.lorayard_panel
+        self.panel.argtypes = []
+        self.panel.restype = c_int64
         self.attend = loaded.lorayard_attend
         self.attend.argtypes = [POINTER(CAttention)]
         self.attend.restype = None

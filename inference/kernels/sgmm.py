@@ -122,6 +122,7 @@ class Table:
 
     A slot may change only while no step that names it is running; on a GPU, in the order of the stream that runs steps.
 
+    pairs_address  the C structs on the host, by slot
     device_pairs  the C structs where the pairs are: on a GPU a copy at an address that stays, so that a captured graph
                   sees every change; give `device` where graphs are captured before the first pair is set
     """
@@ -131,7 +132,8 @@ class Table:
         self.outputs = outputs
         self.pairs: list[Pair | None] = [None] * slots
         self._memory = np.zeros(slots, PAIR)
-        self._native = CTable(self._memory.ctypes.data, inputs, outputs)
+        self.pairs_address = self._memory.ctypes.data
+        self._native = CTable(self.pairs_address, inputs, outputs)
         self.device_pairs = torch.from_numpy(self._memory.view(np.int64).reshape(slots, 4)).to(device)
         self.address = ctypes.addressof(self._native)
         self.any = False

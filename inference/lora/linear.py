@@ -1,19 +1,23 @@
 """Knows how a linear layer adds each row's adapter to its output; never where adapters come from."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inference.kernels.linear import Linears, Packed
 from inference.kernels.sgmm import Segments, Table, sgmm_
 from inference.lora.weights import Correction
+
+NO_SEGMENTS = Segments.of([], [])
 
 
 @dataclass
 class Batch:
     """What the layers must know of the step under way; the runner sets it, layers that see the same rows share it."""
 
-    segments: Segments = field(default_factory=lambda: Segments.of([], []))
+    segments: Segments = NO_SEGMENTS
 
 
 class LoraLinear(nn.Module):
@@ -28,29 +32,72 @@ class LoraLinear(nn.Module):
         self.table = table
         self.batch = batch
         self.corrections: dict[int, Correction] = {}
+        self.siblings: Siblings | None = None
 
     @property
     def weight(self) -> Tensor:
-        return self.linear.weight
+        return self.linear.weight if self.siblings is None else self.siblings.packed(self).unpack()
 
     @property
     def bias(self) -> Tensor | None:
         return self.linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.siblings is not None:
+            return self.siblings.output(self, x)
         y: Tensor = self.linear(x)
-        if not self.batch.segments.empty:
-            rows, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-            if self.corrections:
-                self._correct(rows, inputs)
-            sgmm_(rows, inputs, self.table, self.batch.segments)
+        self.adapt(y, x)
         return y
 
-    def _correct(self, y: Tensor, x: Tensor) -> None:
-        for start, end, slot in self.batch.segments:
-            correction = self.corrections.get(slot)
-            if correction is not None:
-                correct_(y[start:end], x[start:end], correction)
+    def adapt(self, y: Tensor, x: Tensor) -> None:
+        """Bring y = linear(x), in place, to what each row's adapter makes of it."""
+        if self.batch.segments.empty:
+            return
+        rows, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        if self.corrections:
+            for start, end, slot in self.batch.segments:
+                correction = self.corrections.get(slot)
+                if correction is not None:
+                    correct_(rows[start:end], inputs[start:end], correction)
+        sgmm_(rows, inputs, self.table, self.batch.segments)
+
+
+class Siblings:
+    """Linears that read the same x, computed in one call when the first of them is asked; the others fetch theirs.
+
+    Takes the members' weights over: packed, they are the only copy.
+    """
+
+    def __init__(self, members: Sequence[LoraLinear]) -> None:
+        self._members = list(members)
+        self._batch = members[0].batch
+        self._packed = [Packed(member.linear.weight, member.linear.bias) for member in members]
+        self._linears = Linears([(packed, m.table) for packed, m in zip(self._packed, members, strict=True)])
+        self._x: Tensor | None = None
+        self._outputs: dict[LoraLinear, Tensor] = {}
+        for member in members:
+            member.linear.weight = None  # type: ignore[assignment]
+            member.siblings = self
+
+    def packed(self, member: LoraLinear) -> Packed:
+        return self._packed[self._members.index(member)]
+
+    def output(self, member: LoraLinear, x: Tensor) -> Tensor:
+        if self._x is not x or member not in self._outputs:
+            self._compute(x)
+        y = self._outputs.pop(member)
+        if not self._outputs:
+            self._x = None
+        return y
+
+    def _compute(self, x: Tensor) -> None:
+        segments = self._batch.segments
+        exceptional = any(slot in m.corrections for m in self._members if m.corrections for slot in segments.slots)
+        ys = self._linears(x, NO_SEGMENTS if exceptional else segments)
+        self._x, self._outputs = x, dict(zip(self._members, ys, strict=True))
+        if exceptional:
+            for member, y in self._outputs.items():
+                member.adapt(y, x)
 
 
 def correct_(y: Tensor, x: Tensor, correction: Correction) -> None:

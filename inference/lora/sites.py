@@ -1,13 +1,39 @@
 """Knows every place of a model that adapters may change, and puts a slot's weights there; never digests or requests."""
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from adapters.base import BaseSpec, routed
+from inference.kernels.linear import packable
 from inference.kernels.sgmm import Table
 from inference.lora.embedding import LoraEmbedding
-from inference.lora.linear import Batch, LoraLinear
+from inference.lora.linear import Batch, LoraLinear, Siblings
 from inference.lora.replaced import Replaced
 from inference.lora.weights import AdapterWeights
+
+
+class Frozen(Mapping[str, Tensor]):
+    """The base's own parameters by name; those that were packed are unpacked anew at every look."""
+
+    def __init__(self, parameters: dict[str, Tensor]) -> None:
+        self._plain = parameters
+        self._packed: dict[str, LoraLinear] = {}
+
+    def unpack(self, name: str, linear: LoraLinear) -> None:
+        """From now on take the parameter from this linear's weight."""
+        del self._plain[name]
+        self._packed[name] = linear
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._packed[name].weight if name in self._packed else self._plain[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._plain, *self._packed))
+
+    def __len__(self) -> int:
+        return len(self._plain) + len(self._packed)
 
 
 class Sites:
@@ -22,7 +48,7 @@ class Sites:
     def __init__(self, model: nn.Module, slots: int, spec: BaseSpec) -> None:
         self.batch = Batch()
         self.head = Batch()
-        self.frozen: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        self.frozen = Frozen(dict(model.named_parameters(remove_duplicate=False)))
         self._linears: dict[str, LoraLinear] = {}
         self._embeddings: dict[str, LoraEmbedding] = {}
         self._others: dict[str, Replaced] = {}
@@ -40,6 +66,26 @@ class Sites:
     @property
     def tables(self) -> dict[str, Table]:
         return {name: linear.table for name, linear in self._linears.items()}
+
+    def pack(self, run: Callable[[], object]) -> None:
+        """Hand the linears to the CPU kernels, together those that read the same x, as the forward pass `run` shows."""
+        read: list[tuple[Tensor, LoraLinear]] = []
+
+        def note(linear: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(linear, LoraLinear)
+            read.append((inputs[0], linear))
+
+        packed = {f"{name}.weight": linear for name, linear in self._linears.items() if packable(linear.weight)}
+        hooks = [linear.register_forward_pre_hook(note) for linear in packed.values()]
+        run()
+        for hook in hooks:
+            hook.remove()
+        for group in _together(read):
+            Siblings(group)
+        for name, linear in packed.items():
+            if linear.siblings is None:
+                Siblings([linear])
+            self.frozen.unpack(name, linear)
 
     def install(self, slot: int, weights: AdapterWeights) -> None:
         """Make a slot's rows use these weights. The slot must be empty."""
@@ -69,3 +115,21 @@ class Sites:
             embedding.clear(slot)
         for other in self._others.values():
             other.clear(slot)
+
+
+def _together(read: list[tuple[Tensor, LoraLinear]]) -> Iterator[list[LoraLinear]]:
+    """Neighbours that read the same x, each linear once."""
+    group: list[LoraLinear] = []
+    last: Tensor | None = None
+    seen: set[LoraLinear] = set()
+    for x, linear in read:
+        if linear in seen:
+            continue
+        seen.add(linear)
+        if group and (x is not last or linear.batch is not group[0].batch):
+            yield group
+            group = []
+        group.append(linear)
+        last = x
+    if group:
+        yield group

@@ -10,7 +10,6 @@ from adapters.base import BaseSpec, describe
 from inference.lora.sites import Sites
 from inference.models import attention
 from inference.models.attention import PagedCache, UnservedModel
-from inference.models.packed import pack, worth_packing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,15 +56,12 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
     network.train(False).requires_grad_(False).to(device)
     cache = PagedCache()
     attention.attach(network, cache)
-    sites = Sites(network, slots, spec)
-    if worth_packing(network):
-        pack(network)
-    model = Model(network, spec, cache, sites, _stops(network), device, dtype)
-    _measure(model)
+    model = Model(network, spec, cache, Sites(network, slots, spec), _stops(network), device, dtype)
+    with torch.inference_mode():
+        model.sites.pack(lambda: _measure(model))
     return model
 
 
-@torch.inference_mode()
 def _measure(model: Model) -> None:
     """One pass over two tokens, which shows every layer's cache to be ours."""
     two = torch.zeros(2, dtype=torch.int64, device=model.device)

@@ -45,6 +45,14 @@ EXPORT void lorayard_sgmm(float *y, int64_t ldy, const float *x, int64_t ldx, co
   chosen->sgmm(y, ldy, x, ldx, *table, *segments);
 }
 
+// Outputs of a panel of packed weights, for the kernels in use.
+EXPORT int64_t lorayard_panel() { return chosen->panel; }
+
+EXPORT void lorayard_linear(float *const *y, const float *x, int64_t ldx, int64_t rows, const Linear *linear,
+                            const Segments *segments) {
+  chosen->linear(y, x, ldx, rows, *linear, *segments);
+}
+
 EXPORT void lorayard_attend(const Attention *attention) { chosen->attend(*attention); }
 
 // cache[slots[t]] = rows[t], for keys and values; strides in elements.

@@ -23,6 +23,21 @@ struct Segments {
   int64_t count;
 };
 
+// One linear's frozen weights in panels (linear.h), its bias filled up with zeros, and its pairs by slot.
+struct Weights {
+  const void *panels;
+  const float *bias;
+  const Pair *pairs;          // null: no adapter may change it
+  int64_t outputs;
+  int64_t dtype;              // as in Pair
+};
+
+// Linears that read the same x.
+struct Linear {
+  const Weights *parts;
+  int64_t count, inputs;
+};
+
 struct Attention {
   float *out;                 // [tokens, heads, dim]
   const float *q;             // strides in elements
@@ -41,7 +56,9 @@ struct Attention {
 
 struct Kernels {
   const char *name;
+  int64_t panel;  // outputs side by side in packed weights
   void (*sgmm)(float *y, int64_t ldy, const float *x, int64_t ldx, const Table &, const Segments &);
+  void (*linear)(float *const *y, const float *x, int64_t ldx, int64_t rows, const Linear &, const Segments &);
   void (*attend)(const Attention &);
 };
 

@@ -122,17 +122,16 @@ INLINE void gather_columns(const T *b, int64_t rank, int outputs, float *wide, f
   transpose(rows, rank, columns, W);
 }
 
+// The job's rows `row` to `end`, `here` outputs (at most EXPAND_OUTPUTS) from `output` on.
 template <typename T>
-void expand(float *y, int64_t ldy, int64_t outputs, const Job &job, const Tile &tile) {
+void expand(float *y, int64_t ldy, int64_t output, int64_t here, const Job &job, int64_t row, int64_t end) {
   static thread_local Scratch scratch;
-  const int64_t rank = job.pair->rank, here = least(EXPAND_OUTPUTS, outputs - tile.column);
+  const int64_t rank = job.pair->rank;
   float *columns = scratch.get<float>((EXPAND_OUTPUTS + 2 * W) * (rank + 1)), *wide = columns + EXPAND_OUTPUTS * rank;
-  const T *b = (const T *)job.pair->b + tile.column * rank;
+  const T *b = (const T *)job.pair->b + output * rank;
   for (int64_t o = 0; o < here; o += W)
     gather_columns(b + o * rank, rank, (int)least(W, here - o), wide, columns + o * rank);
-  y += job.start * ldy + tile.column;
-  int64_t row = tile.row;
-  const int64_t end = least(row + EXPAND_ROWS, job.rows);
+  y += job.start * ldy + output;
   for (; row + TILE_ROWS <= end; row += TILE_ROWS)
     expand_rows<TILE_ROWS>(y + row * ldy, ldy, job.bridge + row * rank, columns, rank, here);
   for (; row < end; ++row) expand_rows<1>(y + row * ldy, ldy, job.bridge + row * rank, columns, rank, here);
@@ -148,58 +147,77 @@ template <typename F> INLINE void with_dtype(int dtype, F &&run) {
   if (dtype == 2) run((Float16 *)nullptr);
 }
 
-Tile *tiles(Tile *out, int32_t job, int64_t rows, int64_t columns, int row_step, int column_step) {
-  for (int64_t row = 0; row < rows; row += row_step)
-    for (int64_t column = 0; column < columns; column += column_step) *out++ = {job, (int32_t)row, (int32_t)column};
-  return out;
-}
+// The pairs that a step's segments name, and the first of their two products.
+struct Jobs {
+  Job *list;
+  int64_t count = 0, bridge_size = 0, shrinks = 0;
+  Tile *tiles = nullptr;
+
+  explicit Jobs(Job *room) : list(room) {}
+
+  void add(const Pair *pairs, const Segments &segments) {
+    for (int64_t i = 0; i < segments.count; ++i) {
+      const Pair &pair = pairs[segments.slots[i]];
+      const int64_t rows = segments.ends[i] - segments.starts[i];
+      if (pair.rank == 0 || rows <= 0) continue;
+      list[count++] = {&pair, segments.starts[i], rows, nullptr};
+      bridge_size += rows * pair.rank;
+      shrinks += ceil_div(rows, SHRINK_ROWS) * ceil_div(pair.rank, SHRINK_RANKS);
+    }
+  }
+
+  // Give every job its bridge, and list the tiles to be run before any expand.
+  void plan_shrink() {
+    static thread_local Scratch bridge_memory, tile_memory;
+    float *bridge = bridge_memory.get<float>(bridge_size);
+    Tile *next = tiles = tile_memory.get<Tile>(shrinks);
+    for (int64_t i = 0; i < count; ++i) {
+      list[i].bridge = bridge;
+      bridge += list[i].rows * list[i].pair->rank;
+      for (int64_t row = 0; row < list[i].rows; row += SHRINK_ROWS)
+        for (int64_t rank = 0; rank < list[i].pair->rank; rank += SHRINK_RANKS)
+          *next++ = {(int32_t)i, (int32_t)row, (int32_t)rank};
+    }
+  }
+
+  void shrink_tile(int64_t i, const float *x, int64_t ldx, int64_t inputs) const {
+    const Job &job = list[tiles[i].job];
+    with_dtype(job.pair->dtype, [&](auto *type) {
+      shrink<typename Pointee<decltype(type)>::Type>(x, ldx, inputs, job, tiles[i]);
+    });
+  }
+};
 
 void sgmm(float *y, int64_t ldy, const float *x, int64_t ldx, const Table &table, const Segments &segments) {
-  static thread_local Scratch job_memory, bridge_memory, tile_memory;
-  Job *jobs = job_memory.get<Job>(segments.count);
-  int64_t count = 0, bridge_size = 0, shrinks = 0, expands = 0, work = 0;
-  for (int64_t i = 0; i < segments.count; ++i) {
-    const Pair &pair = table.pairs[segments.slots[i]];
-    const int64_t rows = segments.ends[i] - segments.starts[i];
-    if (pair.rank == 0 || rows <= 0) continue;
-    jobs[count++] = {&pair, segments.starts[i], rows, nullptr};
-    bridge_size += rows * pair.rank;
-    shrinks += ceil_div(rows, SHRINK_ROWS) * ceil_div(pair.rank, SHRINK_RANKS);
-    expands += ceil_div(rows, EXPAND_ROWS) * ceil_div(table.outputs, EXPAND_OUTPUTS);
-    work += pair.rank * (table.inputs + table.outputs) * (1 + rows / 4);
-  }
-  if (count == 0) return;
-  float *bridge = bridge_memory.get<float>(bridge_size);
-  Tile *const shrink_tiles = tile_memory.get<Tile>(shrinks + expands), *const expand_tiles = shrink_tiles + shrinks;
-  Tile *next_shrink = shrink_tiles, *next_expand = expand_tiles;
-  for (int64_t i = 0; i < count; ++i) {
-    jobs[i].bridge = bridge;
-    bridge += jobs[i].rows * jobs[i].pair->rank;
-    next_shrink = tiles(next_shrink, i, jobs[i].rows, jobs[i].pair->rank, SHRINK_ROWS, SHRINK_RANKS);
-    next_expand = tiles(next_expand, i, jobs[i].rows, table.outputs, EXPAND_ROWS, EXPAND_OUTPUTS);
-  }
-  auto run_shrink = [&](int64_t i) {
-    const Tile &tile = shrink_tiles[i];
-    with_dtype(jobs[tile.job].pair->dtype,
-               [&](auto *type) { shrink<typename Pointee<decltype(type)>::Type>(x, ldx, table.inputs, jobs[tile.job], tile); });
-  };
+  static thread_local Scratch job_memory;
+  Jobs jobs(job_memory.get<Job>(segments.count));
+  jobs.add(table.pairs, segments);
+  if (jobs.count == 0) return;
+  jobs.plan_shrink();
+  int64_t work = 0;
+  for (int64_t i = 0; i < jobs.count; ++i)
+    work += jobs.list[i].pair->rank * (table.inputs + table.outputs) * (1 + jobs.list[i].rows / 4);
+  const int64_t strips = ceil_div(table.outputs, EXPAND_OUTPUTS);
   auto run_expand = [&](int64_t i) {
-    const Tile &tile = expand_tiles[i];
-    with_dtype(jobs[tile.job].pair->dtype,
-               [&](auto *type) { expand<typename Pointee<decltype(type)>::Type>(y, ldy, table.outputs, jobs[tile.job], tile); });
+    const Job &job = jobs.list[i / strips];
+    const int64_t output = i % strips * EXPAND_OUTPUTS, here = least(EXPAND_OUTPUTS, table.outputs - output);
+    with_dtype(job.pair->dtype, [&](auto *type) {
+      for (int64_t row = 0; row < job.rows; row += EXPAND_ROWS)
+        expand<typename Pointee<decltype(type)>::Type>(y, ldy, output, here, job, row, least(row + EXPAND_ROWS, job.rows));
+    });
   };
   const int threads = work < SERIAL_WORK ? 1 : omp_get_max_threads();
   if (threads == 1) {
-    for (int64_t i = 0; i < shrinks; ++i) run_shrink(i);
-    for (int64_t i = 0; i < expands; ++i) run_expand(i);
+    for (int64_t i = 0; i < jobs.shrinks; ++i) jobs.shrink_tile(i, x, ldx, table.inputs);
+    for (int64_t i = 0; i < jobs.count * strips; ++i) run_expand(i);
     return;
   }
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < shrinks; ++i) run_shrink(i);
+    for (int64_t i = 0; i < jobs.shrinks; ++i) jobs.shrink_tile(i, x, ldx, table.inputs);
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t i = 0; i < expands; ++i) run_expand(i);
+    for (int64_t i = 0; i < jobs.count * strips; ++i) run_expand(i);
   }
 }
 
