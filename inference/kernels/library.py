@@ -84,6 +84,15 @@ class Library:
         self.attend = loaded.lorayard_attend
         self.attend.argtypes = [POINTER(CAttention)]
         self.attend.restype = None
+        self.rms_norm = loaded.lorayard_rms_norm
+        self.rms_norm.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_float]
+        self.rms_norm.restype = None
+        self.gated = loaded.lorayard_gated
+        self.gated.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
+        self.gated.restype = None
+        self.rotate = loaded.lorayard_rotate
+        self.rotate.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64]
+        self.rotate.restype = None
         self.store = loaded.lorayard_store
         self.store.argtypes = [
             *(c_void_p, c_int64, c_int64),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Pair = tuple[Tensor, Tensor, float]
 """A [rank, in], B [out, rank] and the scale of one adapter at one linear."""
@@ -67,3 +68,22 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
     block, offset = at // block_size, at % block_size
     key_cache[block, offset] = key.to(key_cache.dtype)
     value_cache[block, offset] = value.to(value_cache.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    """`x / sqrt(mean(x**2) + eps) * (weight + offset)` over the last dimension."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
+
+
+def gated_(gate: Tensor, up: Tensor, act: str) -> Tensor:
+    """`act(gate) * up`, for `silu` and `gelu_tanh`."""
+    done = functional.silu(gate) if act == "silu" else functional.gelu(gate, approximate="tanh")
+    return gate.copy_(done * up)
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [tokens, heads, dim] by cos and sin [tokens, turned]; what is over `turned` stays."""
+    turned = x[..., : cos.shape[-1]]
+    low, high = turned.chunk(2, dim=-1)
+    turned.copy_(turned * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None])
+    return x

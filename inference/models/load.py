@@ -10,6 +10,7 @@ from adapters.base import BaseSpec, describe
 from inference.lora.sites import Sites
 from inference.models import attention
 from inference.models.attention import PagedCache, UnservedModel
+from inference.models.fused import fuse
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,6 +59,7 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
     attention.attach(network, cache)
     model = Model(network, spec, cache, Sites(network, slots, spec), _stops(network), device, dtype)
     with torch.inference_mode():
+        fuse(network, lambda: _measure(model))
         model.sites.pack(lambda: _measure(model))
     return model
 

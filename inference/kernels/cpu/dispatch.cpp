@@ -55,6 +55,18 @@ EXPORT void lorayard_linear(float *const *y, const float *x, int64_t ldx, int64_
 
 EXPORT void lorayard_attend(const Attention *attention) { chosen->attend(*attention); }
 
+EXPORT void lorayard_rms_norm(float *y, const float *x, const float *weight, int64_t rows, int64_t width, float eps,
+                              float offset) {
+  chosen->rms_norm(y, x, weight, rows, width, eps, offset);
+}
+
+EXPORT void lorayard_gated(float *gate, const float *up, int64_t count, int64_t act) { chosen->gated(gate, up, count, act); }
+
+EXPORT void lorayard_rotate(float *x, const float *cos, const float *sin, int64_t tokens, int64_t heads, int64_t dim,
+                            int64_t turned) {
+  chosen->rotate(x, cos, sin, tokens, heads, dim, turned);
+}
+
 // cache[slots[t]] = rows[t], for keys and values; strides in elements.
 EXPORT void lorayard_store(const float *rows, int64_t row_token, int64_t row_head, float *cache, int64_t block, int64_t token,
                            int64_t head, const int64_t *slots, int64_t tokens, int64_t heads, int64_t dim,

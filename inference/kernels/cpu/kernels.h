@@ -60,6 +60,9 @@ struct Kernels {
   void (*sgmm)(float *y, int64_t ldy, const float *x, int64_t ldx, const Table &, const Segments &);
   void (*linear)(float *const *y, const float *x, int64_t ldx, int64_t rows, const Linear &, const Segments &);
   void (*attend)(const Attention &);
+  void (*rms_norm)(float *y, const float *x, const float *weight, int64_t rows, int64_t width, float eps, float offset);
+  void (*gated)(float *gate, const float *up, int64_t count, int64_t act);
+  void (*rotate)(float *x, const float *cos, const float *sin, int64_t tokens, int64_t heads, int64_t dim, int64_t turned);
 };
 
 namespace avx512 { extern const Kernels kernels; }
