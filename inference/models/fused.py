@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from inference.kernels.library import library
 from inference.kernels.pointwise import ACTS, gated_, rms_norm, rotate_
+from inference.lora.linear import LoraLinear
 
 ROTARY = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "Qwen2MoeAttention"})
 """Attention classes that do nothing with a position but rotate: what no trial at small positions could prove."""
@@ -80,9 +81,10 @@ def _offers(module: Any, calls: dict[nn.Module, dict[str, Any]]) -> Iterator[tup
         for offset in (0.0, 1.0) if epsilon else ():
             yield Norm, (epsilon, offset), lambda m: [m(x)]
     elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        x = _random(1, 3, module.gate_proj.table.inputs) if hasattr(module.gate_proj, "table") else None
-        for act in ACTS if x is not None else ():
-            yield GatedMlp, act, lambda m: [m(x)]
+        if isinstance(module.gate_proj, LoraLinear):
+            wide = _random(1, 3, module.gate_proj.table.inputs)
+            for act in ACTS:
+                yield GatedMlp, act, lambda m: [m(wide)]
     elif type(module).__name__ in ROTARY and module in calls:
         yield RotaryAttention, None, _attention_trial(calls[module])
 

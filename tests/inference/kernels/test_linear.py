@@ -14,7 +14,8 @@ NONE = Segments.of([], [])
 
 
 def weight(outputs: int, inputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return (torch.randn(outputs, inputs) / inputs**0.5).to(dtype).float()
+    made: Tensor = torch.randn(outputs, inputs) / inputs**0.5
+    return made.to(dtype).float()
 
 
 def table(outputs: int, inputs: int, dtype: torch.dtype = torch.float32) -> Table:

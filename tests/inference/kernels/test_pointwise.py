@@ -1,12 +1,14 @@
 """What lies between a layer's products, against its slow twins, for every ISA that this processor runs."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from inference.kernels import reference
 from inference.kernels.pointwise import ACTS, Act, gated_, rms_norm, rotate_
 
-CLOSE = {"rtol": 2e-6, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 2e-6, "atol": 1e-6}
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])

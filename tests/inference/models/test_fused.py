@@ -58,5 +58,5 @@ def test_a_checkpoint_in_bfloat16_is_kept_narrow_and_computed_in_float32(worksho
     exact = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for name, parameter in exact.named_parameters():
         assert torch.equal(model.sites.frozen[name], parameter), name
-    siblings = model.network.get_submodule("model.layers.0.self_attn.q_proj").siblings
-    assert siblings.packed(model.network.get_submodule("model.layers.0.self_attn.q_proj")).dtype is torch.bfloat16
+    query: Any = model.network.get_submodule("model.layers.0.self_attn.q_proj")
+    assert query.siblings.packed(query).dtype is torch.bfloat16
