@@ -203,6 +203,18 @@ def test_a_source_whose_files_are_gone_fails_the_merge(
     assert files_of() == set()
 
 
+def test_a_base_model_that_is_no_longer_there_fails_the_merge(
+    two: list[Version], acme: Tenant, client_of: Clients, base: BaseModel, run: Run, files_of: Files
+) -> None:
+    told = ask(client_of(acme), INTO_BASE)
+    BaseModel.objects.filter(pk=base.pk).update(source="/nowhere/at/all")
+    assert run(told) == State.FAILED
+    finding = show(client_of(acme), told)["finding"]
+    assert finding["rule"] == "base-unusable"
+    assert "nowhere" not in str(finding)
+    assert files_of() == set()
+
+
 def test_a_merge_is_cancelled_while_it_waits_and_while_it_runs(
     two: list[Version],
     acme: Tenant,

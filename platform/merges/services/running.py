@@ -7,6 +7,7 @@ is. Files are written whole or not at all, and equal whoever writes them.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -32,8 +33,11 @@ from merges.services.leases import Lease, Lost, NoRoom
 from merges.services.requests import QUEUED, enqueue
 from tenants.errors import PlatformError
 
+log = logging.getLogger(__name__)
+
 SHIFT = 40 * 60.0  # seconds; below CELERY_TASK_TIME_LIMIT
 TOLD_EVERY = 1.0  # seconds
+REFUSALS = (MergeError, Rejected, StoreError, BaseModelError, PlatformError, NoRoom)
 PASSES = 5  # through the bytes of all weights: written, hashed, and read for three answers
 
 
@@ -70,11 +74,9 @@ def run_merge(merge_id: UUID, seconds: float = SHIFT) -> State | None:
         return None
     try:
         return _run(lease, seconds)
-    except ShiftOver:
-        leases.hand_over(lease)
     except Lost:
         tidy_merges()
-    return None
+        return None
 
 
 def resume_merges() -> int:
@@ -87,24 +89,37 @@ def resume_merges() -> int:
     return len(deserted)
 
 
-def _run(lease: Lease, seconds: float) -> State:
+def _run(lease: Lease, seconds: float) -> State | None:
+    """Raises Lost, and what a bug or a broken disk raises: then the lease runs out, and it is tried again."""
     try:
         work = _into_base if lease.merge.kind == Kind.CHECKPOINT else _combine
         return work(lease, seconds)
-    except MergeError as error:
-        return leases.fail(lease, error.finding)
-    except Rejected as error:
-        return leases.fail(lease, error.findings[0])
-    except StoreError:
-        message = "The stored files of a version that was to be merged are gone or damaged."
-        return leases.fail(lease, Finding("source-gone", message))
-    except (BaseModelError, PlatformError, NoRoom) as error:
-        rule = {BaseModelError: "base-unusable", NoRoom: "no-room"}.get(type(error), "refused")
-        return leases.fail(lease, Finding(rule, str(error)))
+    except ShiftOver:
+        leases.hand_over(lease)
+        return None
+    except REFUSALS as error:
+        return leases.fail(lease, _finding(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return leases.fail(lease, Finding("no-room", "The platform's disk is full; ask again later."))
+
+
+def _finding(error: Exception) -> Finding:
+    match error:
+        case MergeError():
+            return error.finding
+        case Rejected():
+            return error.findings[0]
+        case StoreError():
+            return Finding("source-gone", "The stored files of a version that was to be merged are gone or damaged.")
+        case BaseModelError():
+            log.error("a base model can't be merged into: %s", error)  # it names a folder, which is nobody's to know
+            return Finding("base-unusable", "The worker can't read the base model's files; tell the operator.")
+        case NoRoom():
+            return Finding("no-room", str(error))
+        case _:  # the new version was not taken in
+            return Finding("refused", str(error))
 
 
 def _into_base(lease: Lease, seconds: float) -> State:
