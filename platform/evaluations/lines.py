@@ -134,8 +134,11 @@ def _bound(scorer: Any, tokens: Any) -> str | None:
 
 
 def _storable(value: Any) -> bool:
-    """PostgreSQL keeps neither NUL nor what is no Unicode."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """PostgreSQL keeps neither NUL nor what is no Unicode; and nobody needs a schema that is nested without end."""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return False
     return "\x00" not in text and r"\u0000" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

@@ -1,13 +1,17 @@
 """A set's file is taken whole or refused with every faulty line named."""
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evaluations import lines
 from evaluations.errors import SetMalformed
 from evaluations.lines import digest, read
+from evaluations.models import Scorer
 
 GOOD: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "scorer": "exact", "expected": "hello"}
 
@@ -78,6 +82,34 @@ NO_OBJECTS = [
 @pytest.mark.parametrize("row", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
 def test_what_is_no_json_object_is_refused(row: bytes) -> None:
     assert faults(jsonl(GOOD) + b"\n" + row + b"\n" + jsonl(GOOD)) == [(2, "")]
+
+
+WORDS = [*lines.ROLES, *Scorer.values]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([*lines.ROLES, "exact"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "role", "content"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.fixed_dictionaries({}, optional={name: JSON for name in (*GOOD, "max_tokens")}), st.binary(max_size=20))
+@settings(max_examples=150, deadline=None)
+def test_nothing_else_ever_comes_of_a_strange_line(row: dict[str, Any], rest: bytes) -> None:
+    for change in (row, GOOD | row):
+        with contextlib.suppress(SetMalformed):
+            digest(read(jsonl(GOOD, change) + b"\n" + rest))
+
+
+@pytest.mark.parametrize("depth", [150, 400, 900, 5000])
+def test_schemas_may_be_nested_but_not_without_end(depth: int) -> None:
+    nested = b'{"not":' * depth + b"true" + b"}" * depth
+    with contextlib.suppress(SetMalformed):
+        read(jsonl(GOOD | {"scorer": "json-schema", "expected": "S"}).replace(b'"S"', nested))
 
 
 def test_all_faulty_lines_are_told_and_a_flood_of_them_is_cut() -> None:
