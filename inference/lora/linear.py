@@ -79,6 +79,14 @@ class Siblings:
             member.linear.weight = None  # type: ignore[assignment]
             member.siblings = self
 
+    @property
+    def inputs(self) -> int:
+        return self._linears.inputs
+
+    def multiply(self, x: Tensor) -> list[Tensor]:
+        """Every member's x @ W.T + bias, without adapters."""
+        return self._linears(x, NO_SEGMENTS)
+
     def packed(self, member: LoraLinear) -> Packed:
         return self._packed[self._members.index(member)]
 
