@@ -15,7 +15,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final
@@ -28,6 +28,8 @@ from adapters.files import open_regular
 from adapters.manifest import File, Manifest, chunks, is_digest
 
 _MANIFEST_BYTES: Final = 1 << 20
+
+Turn = Callable[[], AbstractContextManager[None]]
 
 
 class Store:
@@ -69,21 +71,19 @@ class Store:
             raise Corrupt(f"the manifest of {digest} has the digest {manifest.digest}")
         return manifest
 
-    def fetch(
-        self, digest: str, into: Path, manifest: Manifest | None = None, alive: Callable[[], None] = lambda: None
-    ) -> Manifest:
+    def fetch(self, digest: str, into: Path, manifest: Manifest | None = None, turn: Turn = nullcontext) -> Manifest:
         """Copy a version's files into the folder `into`, hashing every byte on the way.
 
         Each file appears under its name only when it is whole and right. `manifest` is read where it isn't given.
-        `alive` is called before every chunk; what it raises ends the fetch. Raises Missing or Corrupt. A fetch that
-        fails takes away what it has put into the folder.
+        Every chunk is hashed and written within a `turn()`; what that raises ends the fetch. Raises Missing or Corrupt.
+        A fetch that fails takes away what it has put into the folder.
         """
         manifest = manifest or self.manifest(digest)
         into.mkdir(parents=True, exist_ok=True)
         fetched: list[Path] = []
         try:
             for file in manifest.files:
-                self._fetch_blob(file, into, alive)
+                self._fetch_blob(file, into, turn)
                 fetched.append(into / file.name)
         except BaseException:
             for path in fetched:
@@ -139,11 +139,11 @@ class Store:
         with open_regular(path) as source, self._incoming(self._blob_path(file.sha256)) as target:
             _copy(source, target, file)
 
-    def _fetch_blob(self, file: File, into: Path, alive: Callable[[], None]) -> None:
+    def _fetch_blob(self, file: File, into: Path, turn: Turn) -> None:
         temporary = into / f".{file.name}.{uuid.uuid4().hex}"
         try:
             with self._fs.open(self._blob_path(file.sha256), "rb") as source, temporary.open("xb") as target:
-                _copy(source, target, file, alive)
+                _copy(source, target, file, turn)
             temporary.replace(into / file.name)
         except FileNotFoundError as error:
             raise Missing(f"the store has lost {file.name} ({file.sha256})") from error
@@ -194,13 +194,13 @@ def _blobs(manifest: Manifest) -> set[str]:
     return {file.sha256 for file in manifest.files}
 
 
-def _copy(source: Any, target: Any, file: File, alive: Callable[[], None] = lambda: None) -> None:
+def _copy(source: Any, target: Any, file: File, turn: Turn = nullcontext) -> None:
     """Raises Corrupt unless exactly the bytes that `file` describes were copied."""
     hasher, size = hashlib.sha256(), 0
     for chunk in chunks(source):
-        alive()
-        hasher.update(chunk)
-        size += len(chunk)
-        target.write(chunk)
+        with turn():
+            hasher.update(chunk)
+            size += len(chunk)
+            target.write(chunk)
     if (size, hasher.hexdigest()) != (file.size, file.sha256):
         raise Corrupt(f"{file.name} isn't what its digest says: {size} bytes, sha256 {hasher.hexdigest()}")

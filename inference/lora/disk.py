@@ -13,14 +13,14 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import Corrupt
 from adapters.manifest import Manifest, is_digest
-from adapters.store import Store
+from adapters.store import Store, Turn
 from inference.lora.bounded import Bounded, Tally
 from inference.lora.weights import TooLarge
 
@@ -63,8 +63,8 @@ class DiskCache:
         return self._copies.sizes()
 
     @contextmanager
-    def open(self, digest: str, alive: Callable[[], None] = lambda: None) -> Iterator[Path]:
-        """The folder with a version's files, fetched if need be. `alive` is called while it is, and may raise.
+    def open(self, digest: str, turn: Turn = nullcontext) -> Iterator[Path]:
+        """The folder with a version's files, fetched if need be, every chunk within a `turn()`, which may raise.
 
         Raises Missing, Corrupt, TooLarge, OSError.
         """
@@ -74,7 +74,7 @@ class DiskCache:
             copy = None
         if copy is None:
             with self.tally.timed():
-                copy = self._fetch(digest, alive)
+                copy = self._fetch(digest, turn)
         try:
             with suppress(OSError):
                 os.utime(copy.folder)  # what is used last is known after a restart
@@ -95,7 +95,7 @@ class DiskCache:
                     copy.verified = Manifest.of(copy.folder).digest == digest
         return copy.verified and copy.folder.is_dir()
 
-    def _fetch(self, digest: str, alive: Callable[[], None]) -> Copy:
+    def _fetch(self, digest: str, turn: Turn) -> Copy:
         manifest = self._store.manifest(digest)
         if manifest.size > self.limit:
             raise TooLarge(manifest.size, "the disk cache", self.limit)
@@ -103,7 +103,7 @@ class DiskCache:
         try:
             copy = Copy(self._path(digest), verified=True)
             with self._part() as part:
-                self._store.fetch(digest, part, manifest, alive)
+                self._store.fetch(digest, part, manifest, turn)
                 self._publish(part, copy.folder, manifest)
         finally:
             self._copies.withdraw(manifest.size)

@@ -6,8 +6,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +27,7 @@ from inference.lora.weights import AdapterWeights, TooLarge
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-NICE = 5  # of loading threads; lower still, and one that holds the interpreter's lock could wait for other processes
+NICE = 19  # of loading threads: a step's threads wait for each other, so whoever takes one's core delays them all
 LASTING = (PermissionError, IsADirectoryError, NotADirectoryError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -48,8 +49,8 @@ class Pace:
 class Loader:
     """Reads adapters in threads of its own, so that no step waits for a disk. Futures fail with inference.errors.
 
-    What is on the disk doesn't stand in line behind what must be fetched. One adapter is unpacked at a time: the step
-    loop keeps its cores. Host memory keeps at most `host_limit` bytes; an adapter may have at most `largest`.
+    What is on the disk doesn't stand in line behind what must be fetched. One thread hashes or unpacks at a time, and
+    gives way to the step loop's. Host memory keeps at most `host_limit` bytes; an adapter may have at most `largest`.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Loader:
         self._fetching = Threads(pace.fetching, pace.timeout, _late, nice=NICE, name="adapter-fetch")
         self._reading = Threads(pace.reading, pace.timeout, _late, nice=NICE, name="adapter-read")
         self._filling = Threads(pace.reading, nice=NICE, name="adapter-fill")
-        self._unpacking = threading.Lock()
+        self._working = threading.Lock()
         self._lock = threading.Lock()
         self._flights: dict[str, Future[AdapterWeights]] = {}
 
@@ -126,21 +127,25 @@ class Loader:
         raise AssertionError
 
     def _read(self, digest: str, given_up: GivenUp) -> AdapterWeights:
-        with self.cache.open(digest, partial(_go_on, given_up)) as folder, self._unpacking, self.host.tally.timed():
+        turn = partial(self._turn, given_up)
+        with self.cache.open(digest, turn) as folder, turn(), self.host.tally.timed():
             read = weights.read(folder, self._base, CPU, self._frozen, pinned=self._pinned, largest=self._largest)
         with self._lock:
             if digest in self._flights:  # it wasn't dropped meanwhile
                 self.host.put(digest, read, read.nbytes)
         return read
 
+    @contextmanager
+    def _turn(self, given_up: GivenUp) -> Iterator[None]:
+        """Held by one thread at a time: however many loads are under way, one core at most computes for them."""
+        with self._working:
+            if given_up():
+                raise _GivenUp
+            yield
+
 
 class _GivenUp(Exception):
     """Nobody waits for this load any more."""
-
-
-def _go_on(given_up: GivenUp) -> None:
-    if given_up():
-        raise _GivenUp
 
 
 def _late(seconds: float) -> EngineError:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from adapters.manifest import Manifest
-from adapters.store import Store
+from adapters.store import Store, Turn
 from inference.errors import AdapterMissing, AdapterUnavailable, EngineError
 from inference.lora.arena import Arena
 from inference.lora.disk import DiskCache
@@ -43,13 +43,13 @@ class TroubledStore(Store):
         self.trouble.get(digest, lambda: None)()
         return super().manifest(digest)
 
-    def fetch(
-        self, digest: str, into: Path, manifest: Any = None, alive: Callable[[], None] = lambda: None
-    ) -> Manifest:
-        def dawdle() -> None:
+    def fetch(self, digest: str, into: Path, manifest: Manifest | None = None, turn: Turn = nullcontext) -> Manifest:
+        def dawdle() -> AbstractContextManager[None]:
             while digest in self.slowly:
                 time.sleep(0.02)
-                alive()
+                with turn():
+                    pass
+            return turn()
 
         return super().fetch(digest, into, manifest, dawdle)
 
