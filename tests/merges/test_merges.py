@@ -16,6 +16,7 @@ from merges import models
 from merges.models import Merge, State
 from merges.services import cancel_merge, expire_merges, leases, resume_merges, run_merge, tidy_merges
 from merges.services import requests as asked
+from registry.errors import SignatureRequired
 from registry.models import BaseModel, Version
 from registry.models import State as VersionState
 from registry.services import ensure_adapter, validate_version
@@ -165,6 +166,15 @@ def test_only_ready_versions_of_one_base_model_are_merged(
     foreign = ensure_adapter(acme, "foreign", actor=SYSTEM)
     type(foreign).objects.filter(pk=foreign.pk).update(base_model=other)
     assert ask(client, {**COMBINE, "adapter": "foreign"}, 400)["error"]["code"] == "merge_malformed"
+
+
+def test_who_takes_only_signed_versions_may_merge_into_the_base_but_not_into_a_version(
+    two: list[Version], acme: Tenant, client_of: Clients
+) -> None:
+    Tenant.objects.filter(pk=acme.pk).update(requires_signature=True)
+    client = client_of(acme)
+    assert ask(client, COMBINE, 400)["error"]["code"] == SignatureRequired.code
+    ask(client, INTO_BASE)
 
 
 def test_what_cannot_be_merged_exactly_fails_with_its_reason_and_no_files(
