@@ -1,6 +1,7 @@
 """An evaluation's way to its score: asked over HTTP, resumed after a kill, cancelled, failed, never counted twice."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -20,11 +21,11 @@ from evaluations.services import (
     comparison,
     delete_set,
     latest_score,
-    latest_scores,
     leases,
     resume_evaluations,
     run_evaluation,
     running,
+    score_pairs,
 )
 from registry.errors import ModelNotFound
 from registry.models import Version
@@ -56,7 +57,6 @@ def test_every_item_is_asked_and_the_share_that_passed_is_the_score(
     done = reread(evaluation)
     assert (done.model, done.done, done.worker) == ("acme/support@v1", 4, None)
     assert done.score == latest_score(version, greetings) == proportion(2, 4)
-    assert latest_scores(version) == {"greetings": proportion(2, 4)}
     results = Result.objects.for_tenant(acme).order_by("item__number").values_list("answer", "value")
     assert list(results) == [("yes", 1), ("no", 0), (" yes\n", 1), ("yes!", 0)]
     assert {asked["model"] for asked in data_plane.asked} == {"acme/support@v1"}
@@ -272,6 +272,24 @@ def test_the_newest_score_counts_and_the_base_is_beside_the_versions(
     scores = [{name: one.mean for name, one in row.evaluations.items()} for row in rows]
     assert scores == [{"greetings": 0.5}, {"greetings": 0.5}, {"greetings": 1.0, "other": 0.0}]
     assert comparison(acme, "support", ["else"]) == rows[:1]
+
+
+def test_two_versions_are_told_apart_item_by_item(
+    acme: Tenant, make_version: Versions, make_set: Sets, ask_for: Asks, data_plane: DataPlane
+) -> None:
+    first, second = make_version(acme), make_version(acme)
+    greetings, other = make_set(acme, *ROWS), make_set(acme, line("x"), name="other")
+    run_evaluation(ask_for(acme, greetings, "support@v1").pk)
+    assert score_pairs(second, first)["greetings"]["scores"][0] is None
+    data_plane.reply = lambda body: said("yes")
+    run_evaluation(ask_for(acme, greetings, "support@v2").pk)
+    run_evaluation(ask_for(acme, other, "support@v2").pk)
+    told = score_pairs(first, second)
+    assert list(told) == ["greetings", "other"]
+    assert [score["mean"] for score in told["greetings"]["scores"]] == [0.5, 1.0]
+    assert told["greetings"]["difference"] == asdict(mean([0.0, 1.0, 0.0, 1.0]))
+    assert (told["other"]["scores"][0], told["other"]["difference"]) == (None, None)
+    assert score_pairs(second, first)["greetings"]["difference"]["mean"] == -0.5
 
 
 def test_the_database_itself_holds_sets_states_and_scores_fast(

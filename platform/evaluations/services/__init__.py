@@ -3,7 +3,7 @@
 from evaluations.intervals import Score
 from evaluations.services.requests import cancel_evaluation, request_evaluation, resume_evaluations
 from evaluations.services.running import run_evaluation
-from evaluations.services.scores import comparison, latest_score, latest_scores
+from evaluations.services.scores import comparison, latest_score, score_pairs
 from evaluations.services.sets import create_set, delete_set
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "create_set",
     "delete_set",
     "latest_score",
-    "latest_scores",
     "request_evaluation",
     "resume_evaluations",
     "run_evaluation",
+    "score_pairs",
 ]

@@ -1,9 +1,10 @@
 """Answers what versions scored. Reads only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from evaluations.intervals import Score, mean, proportion
 from evaluations.models import Evaluation, EvaluationSet, Measure, State
@@ -35,10 +36,30 @@ def latest_score(version: Version, evaluation_set: EvaluationSet) -> Score | Non
     return newest.score if newest else None
 
 
-def latest_scores(version: Version) -> dict[str, Score]:
-    """The version's newest score on each set, by the set's name."""
-    newest = Evaluation.objects.filter(version=version).newest().select_related("set")
-    return {one.set.name: one.score for one in newest if one.score is not None}
+def score_pairs(first: Version, second: Version) -> dict[str, dict[str, Any]]:
+    """Both versions' newest scores on each set, and by how much the second's is higher, item by item."""
+    sides = [{one.set_id: one for one in _newest(version)} for version in (first, second)]
+    sets = {one.set_id: one.set.name for side in sides for one in side.values()}
+    return {
+        name: _pair(sides[0].get(pk), sides[1].get(pk)) for pk, name in sorted(sets.items(), key=lambda known: known[1])
+    }
+
+
+def _newest(version: Version) -> QuerySet[Evaluation]:
+    return Evaluation.objects.filter(version=version).newest().select_related("set")
+
+
+def _pair(first: Evaluation | None, second: Evaluation | None) -> dict[str, Any]:
+    shown = [asdict(one.score) if one and one.score else None for one in (first, second)]
+    return {"scores": shown, "difference": _difference(first, second)}
+
+
+def _difference(first: Evaluation | None, second: Evaluation | None) -> dict[str, Any] | None:
+    """Both answered the same items, so their differences tell more than two intervals beside each other."""
+    if first is None or second is None or first.done < 2:
+        return None
+    values = [dict(one.results.values_list("item", "value")) for one in (first, second)]
+    return asdict(mean([values[1][item] - values[0][item] for item in values[0]]))
 
 
 def comparison(tenant: Tenant, adapter: str | None, allowed: Sequence[str] = ()) -> list[Row]:
