@@ -3,7 +3,8 @@
 The reference workload: a randomly initialised model of Qwen2-0.5B's shape with 32,000 tokens of vocabulary; adapters
 of rank 16 on all seven linears; prompts of 64 tokens; greedy, end of sequence ignored. Peers, in float32, are
 Transformers' `generate` on the same rows, and PEFT's mixed batch (`adapter_names`). Ours and the peers take turns;
-figures are medians of rounds, a round the median of its steps. A step's time is what all rows wait for their next token.
+figures are medians of rounds, a round the median of its steps. A step's time is what all rows wait for their next
+token.
 
 `--checkpoint bfloat16` rounds the model's weights to bfloat16, as most published ones are: peers and ours then compute
 in float32 on the same widened numbers, which ours reads as they are kept.

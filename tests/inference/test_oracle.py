@@ -103,3 +103,19 @@ def test_a_forced_answer_is_as_likely_as_transformers_and_peft_find_it(workshop:
         assert driver.logprobs(sequence) == pytest.approx(expected, abs=2e-4), name or "base"
     assert driver.scheduler.preemptions > 0
     assert [driver.tokens(drawn)] == base.answers(adapters["everything"], prompts[1:2], TOKENS)
+
+
+def test_a_requests_logits_are_bit_by_bit_the_same_alone_and_in_a_crowd(workshop: Any) -> None:
+    base = workshop.base("qwen2")
+    adapters = adapters_for(workshop, base, "qwen2")
+    prompts = {name: workshop.prompt(length) for name, length in zip(("", *adapters), LENGTHS[1:], strict=True)}
+    crowd = workshop.engine(base, adapters, blocks=400, rows=32)
+    together = {name: crowd.submit(prompt, name, max_tokens=2) for name, prompt in prompts.items()}
+    for length in LENGTHS:
+        crowd.submit(workshop.prompt(length), "everything", max_tokens=2)
+    crowd.run()
+    for name, prompt in prompts.items():
+        alone = workshop.engine(base, adapters, blocks=400, rows=32)
+        asked = alone.submit(prompt, name, max_tokens=2)
+        alone.run()
+        assert torch.equal(alone.logits[asked], crowd.logits[together[name]]), name or "base"
