@@ -112,8 +112,11 @@ class PositionLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """cold: it waited for its adapter to come to the device."""
+
     prompt_tokens: int
     cached_tokens: int
+    cold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +320,8 @@ def _request(generation: Generation) -> pb.GenerateRequest:
 def _event(message: pb.GenerateEvent) -> Event:
     match message.WhichOneof("event"):
         case "started":
-            return Started(message.started.prompt_tokens, message.started.cached_tokens)
+            started = message.started
+            return Started(started.prompt_tokens, started.cached_tokens, started.cold)
         case "delta":
             delta = message.delta
             return Delta(delta.text, tuple(delta.tokens), tuple(_position(position) for position in delta.logprobs))

@@ -264,7 +264,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
 
 
 def _started(sequence: Sequence) -> pb.Started:
-    return pb.Started(prompt_tokens=len(sequence.prompt), cached_tokens=sequence.cached)
+    return pb.Started(prompt_tokens=len(sequence.prompt), cached_tokens=sequence.cached, cold=sequence.cold)
 
 
 def _finished(sequence: Sequence, reason: str) -> pb.GenerateEvent:

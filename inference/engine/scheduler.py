@@ -240,6 +240,7 @@ class Scheduler:
         if sequence.digest:
             slot = self.slots.pin(sequence.digest)
             if slot is None:
+                sequence.cold |= not sequence.begun
                 self.slots.want(sequence.digest, self._left_on)
                 return False
             sequence.slot = slot

@@ -29,6 +29,7 @@ class Sequence:
     computed: int = 0
     cached: int = 0  # prompt tokens met in the prefix cache when it was first admitted
     slot: int = BASE
+    cold: bool = False  # it waited for its adapter
     charged: bool = False
     begun: bool = False  # its first admission was announced
     random: Random = field(init=False)

@@ -107,13 +107,12 @@ class Run:
         run = cls(exchange, route, sequences, request.choices)
         try:
             await run._begin()
-        except PromptTooLong as error:
-            await run.aclose()
-            raise ContextExceeded(error.limit, error.tokens, param=request.content) from None
-        except FAULTS as error:
+        except EngineError as error:
             run._fail(error)
             await run.aclose()
-            if route.trial is None or route.trial.fallback is None:
+            if isinstance(error, PromptTooLong):
+                raise ContextExceeded(error.limit, error.tokens, param=request.content) from None
+            if not isinstance(error, FAULTS) or route.trial is None or route.trial.fallback is None:
                 raise
             logger.warning("a canary failed a request, which the stable version serves: %s", error.code)
             return await cls.start(exchange, caller, Route(route.trial.fallback), prompts, request, forced)
@@ -200,7 +199,7 @@ class Run:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         if self._seen is not None:
-            self._seen.cold = any(getattr(task.result(), "cold", False) for task in tasks)
+            self._seen.cold = any(task.result().cold for task in tasks)
         for task in tasks[:: self._choices]:
             started = task.result()
             self.usage.prompt += started.prompt_tokens

@@ -72,7 +72,7 @@ async def _run(trial: Trial, generation: Generation) -> None:
 def _hear(seen: Observation, event: Event) -> None:
     match event:
         case Started():
-            seen.cold = getattr(event, "cold", False)
+            seen.cold = event.cold
         case Delta():
             seen.hear(event.text, event.tokens)
         case Finished():

@@ -127,6 +127,18 @@ async def test_the_usage_counts_tokens_and_known_prefixes(served: Served, client
     assert second.cached_tokens == 32
 
 
+async def test_a_request_that_waits_for_its_adapter_says_so(served: Served, client: EngineClient) -> None:
+    digest = served.digests[0]
+    await client.evict(digest)
+
+    async def cold(digest: str) -> bool:
+        started, *_ = [event async for event in client.generate(request("x", digest))]
+        assert isinstance(started, Started)
+        return started.cold
+
+    assert [await cold(digest), await cold(digest), await cold("")] == [True, False, False]
+
+
 async def test_a_stop_string_ends_the_answer_before_it(client: EngineClient) -> None:
     text, _ = await answer(client, request("abc"))
     stop = text[3:5]
