@@ -65,7 +65,8 @@ class Stack:
 
     @property
     def worker(self) -> Command:
-        return self._worker("worker", "celery")
+        """Two tasks at a time, so that a validation of minutes never keeps the rollouts' ticks waiting."""
+        return self._worker("worker", "celery", concurrency=2)
 
     @property
     def background(self) -> Command:

@@ -107,7 +107,8 @@ def _thumbs(rollout: Rollout, step: Step, arm: Arm) -> Window:
 
 def _recent(rollout: Rollout, arm: Arm) -> list[verdicts.Outcome]:
     """The newest last."""
-    newest = Sample.objects.filter(rollout=rollout, arm=arm).exclude(outcome=Outcome.ABANDONED).order_by("-pk")
+    own = Sample.objects.filter(rollout=rollout, step=rollout.step, arm=arm)
+    newest = own.exclude(outcome=Outcome.ABANDONED).order_by("-kept_at", "-pk")
     return list(_faults(newest[:RECENT]))[::-1]
 
 
