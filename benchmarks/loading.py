@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from itertools import pairwise
@@ -39,7 +39,7 @@ from inference.models.load import load
 RANK = 16
 
 
-def make_adapter(folder: Path, spec: BaseSpec, seed: int) -> Path:
+def make_adapter(folder: Path, spec: BaseSpec, seed: int, dtype: torch.dtype = torch.float32) -> Path:
     """Random LoRA on all linears but the head, as PEFT saves it."""
     folder.mkdir(parents=True)
     draw = torch.Generator().manual_seed(seed)
@@ -47,8 +47,8 @@ def make_adapter(folder: Path, spec: BaseSpec, seed: int) -> Path:
     for name, (outputs, inputs) in spec.linears.items():
         if name.rpartition(".")[2] in LINEARS:
             prefix = f"base_model.model.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = torch.randn(RANK, inputs, generator=draw) * 0.02
-            tensors[f"{prefix}.lora_B.weight"] = torch.randn(outputs, RANK, generator=draw) * 0.02
+            for side, shape in (("A", (RANK, inputs)), ("B", (outputs, RANK))):
+                tensors[f"{prefix}.lora_{side}.weight"] = (torch.randn(shape, generator=draw) * 0.02).to(dtype)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 32, "target_modules": LINEARS}
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -56,13 +56,20 @@ def make_adapter(folder: Path, spec: BaseSpec, seed: int) -> Path:
 
 
 class Bench:
-    """An engine on its own thread, whose adapters come from a store."""
+    """An engine on its own thread, whose adapters come from a store. `make` writes the files of one of them."""
 
-    def __init__(self, folder: Path, layers: int, adapters: int, slots: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layers: int,
+        adapters: int,
+        slots: int,
+        make: Callable[[Path, BaseSpec, int], Path] = make_adapter,
+    ) -> None:
         cpu = torch.device("cpu")
         model = load(str(make_model(folder / "base", layers)), cpu, torch.float32, slots)
         store = Store(f"file://{folder}/store")
-        made = (make_adapter(folder / f"a{number}", model.spec, number) for number in range(adapters))
+        made = (make(folder / f"a{number}", model.spec, number) for number in range(adapters))
         self.digests = [store.put(adapter).digest for adapter in made]
         self.loader = Loader(DiskCache(store, folder / "cache"), model.spec, model.sites.frozen, cpu)
         arena = Arena(slots * 40 << 20, cpu, self.loader.fill)
