@@ -87,6 +87,8 @@ class SlotPool:
         since = self._starving.setdefault(digest, now)
         if digest not in self._coming:
             self._call(digest)
+            if self._ready(digest) and self._failed(digest) is None:
+                self._place(digest)  # it was on the host: no step is lost
         elif self._ready(digest) and not self._place(digest) and left is not None and now - since >= self._patience:
             self._drain_for(digest, left)
 
