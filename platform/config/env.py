@@ -58,6 +58,7 @@ class Env(BaseSettings):
     gateway_url: str = ""  # where workers reach a web process of ours
     store_url: str = ""
     debug: bool = False
+    rollback_hours: float = Field(default=24, ge=0, le=24 * 365)  # how long a version that an alias left is kept for it
     database_pool: int = Field(default=0, ge=0, le=1000)  # connections that a process shares; 0: one per thread
     database_url: str = Field(default="", repr=False, validation_alias=AliasChoices("DATABASE_URL"))
     redis_url: str = Field(default="", repr=False, validation_alias=AliasChoices("REDIS_URL"))

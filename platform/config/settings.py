@@ -196,6 +196,8 @@ CELERY_BEAT_SCHEDULE = {  # seconds
     "tend-merges": {"task": "jobs.tasks.tend_merges", "schedule": 60.0},
     "tick-rollouts": {"task": "jobs.tasks.tick_rollouts", "schedule": TICK, "options": {"expires": 5 * TICK}},
     "sweep-rollouts": {"task": "jobs.tasks.sweep_rollouts", "schedule": 3600.0},
+    "release-overdue": {"task": "jobs.tasks.release_overdue", "schedule": 60.0},
+    "hold-pins": {"task": "jobs.tasks.hold_pins", "schedule": 30.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")

@@ -18,6 +18,7 @@ STATE_COLOURS = {
     State.READY: "success",
     State.REJECTED: "danger",
     State.ARCHIVED: "default",
+    State.DELETED: "default",
 }
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 

@@ -77,6 +77,36 @@ def sweep_rollouts() -> None:
     rollouts.sweep()
 
 
+@shared_task(
+    name="jobs.tasks.release_version",
+    acks_late=True,
+    reject_on_worker_lost=True,
+    time_limit=TIME_LIMIT,
+    autoretry_for=(registry.NotReleased, OSError),
+    retry_backoff=1,
+    retry_backoff_max=30,
+    max_retries=6,
+)
+def release_version(version_id: str) -> None:
+    """What is not let go of by the last retry, `release_overdue` asks for again."""
+    registry.release_version(UUID(version_id))
+
+
+@shared_task(name="jobs.tasks.release_overdue", acks_late=True)
+def release_overdue() -> None:
+    registry.release_overdue()
+
+
+@shared_task(name="jobs.tasks.hold_pins", acks_late=True, time_limit=TIME_LIMIT)
+def hold_pins() -> None:
+    registry.hold_pins()
+
+
+@shared_task(name="jobs.tasks.work_out_comparison", acks_late=True, reject_on_worker_lost=True, time_limit=TIME_LIMIT)
+def work_out_comparison(first: str, second: str) -> None:
+    registry.work_out_comparison(UUID(first), UUID(second))
+
+
 @shared_task(name="jobs.tasks.verify_audit", acks_late=True)
 def verify_audit() -> None:
     for problem in verification.verify():

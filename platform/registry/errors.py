@@ -7,7 +7,10 @@ PlatformError
 ├── Conflict
 │   ├── NameTaken
 │   ├── AliasMoved           the alias is not where the caller thought
-│   ├── AliasNeeded          a version can't be archived while an alias names it
+│   ├── NothingToRollBack    the alias was never moved to where it is
+│   ├── VersionNeeded        a version can't go while an alias, a rollout… needs it
+│   ├── RollbackOpen         nor while a rollback of an alias would lead to it
+│   ├── PinsSpent            as many versions are pinned as the engine can keep
 │   ├── AdapterInUse
 │   ├── VersionNotReady
 │   ├── BaseModelChanged     a name that adapters were validated against now means other shapes
@@ -16,6 +19,7 @@ PlatformError
 │   └── NoBaseModel          nothing is served yet, so nothing can be adapted
 ├── QuotaExceeded            403, with the quota's name, what is used, asked for and allowed
 ├── KeyMalformed             400
+├── EngineUnavailable        503
 ├── UploadTooLarge           413
 ├── UploadNotFound           404
 └── UploadMalformed          400
@@ -58,8 +62,20 @@ class AliasMoved(Conflict):
         self.current = current
 
 
-class AliasNeeded(Conflict):
+class NothingToRollBack(Conflict):
+    code = "nothing_to_roll_back"
+
+
+class VersionNeeded(Conflict):
     code = "version_in_use"
+
+
+class RollbackOpen(Conflict):
+    code = "rollback_window"
+
+
+class PinsSpent(Conflict):
+    code = "pins_spent"
 
 
 class AdapterInUse(Conflict):
@@ -77,6 +93,11 @@ class BaseModelChanged(Conflict):
 
 class NoBaseModel(Conflict):
     code = "no_base_model"
+
+
+class EngineUnavailable(PlatformError):
+    status = 503
+    code = "engine_unavailable"
 
 
 class UploadTooLarge(TooLarge):

@@ -4,8 +4,10 @@ A version's identity below the registry is its digest. Triggers hold what the se
 arrows below, and once a version has left validation its content never changes. What versions hold is counted per tenant
 (`Reference`), so that the last to let go of a digest empties the store of it.
 
-    uploaded ──> validating ──> ready ──> archived
-        └────────────┴────────> rejected
+    uploaded ──> validating ──> ready ──> archived ──> deleted
+        └────────────┴────────> rejected ──────────────────┘
+
+A deleted version keeps its row, so that its number is not given again and histories go on naming it.
 """
 
 import uuid
@@ -83,6 +85,7 @@ class State(models.TextChoices):
     READY = "ready"
     REJECTED = "rejected"
     ARCHIVED = "archived"
+    DELETED = "deleted"
 
 
 ARROWS = [
@@ -91,9 +94,14 @@ ARROWS = [
     (State.VALIDATING, State.READY),
     (State.VALIDATING, State.REJECTED),
     (State.READY, State.ARCHIVED),
+    (State.READY, State.DELETED),
+    (State.ARCHIVED, State.DELETED),
+    (State.REJECTED, State.DELETED),
 ]
 PENDING = (State.UPLOADED, State.VALIDATING)
-SETTLED = (State.READY, State.REJECTED, State.ARCHIVED)
+STORED = (State.READY, State.ARCHIVED)
+SETTLED = (*STORED, State.REJECTED, State.DELETED)
+RETIRED = (State.ARCHIVED, State.DELETED)
 
 
 class VersionQuerySet(models.QuerySet["Version"]):
@@ -102,6 +110,14 @@ class VersionQuerySet(models.QuerySet["Version"]):
 
     def pending(self) -> Self:
         return self.filter(state__in=PENDING)
+
+    def kept(self) -> Self:
+        """All but the deleted ones."""
+        return self.exclude(state=State.DELETED)
+
+    def unreleased(self) -> Self:
+        """Retired versions that an engine or the store may still hold something of."""
+        return self.filter(state__in=RETIRED, released_at=None)
 
 
 class Version(models.Model):
@@ -121,6 +137,12 @@ class Version(models.Model):
         intake.SigningKey, null=True, blank=True, on_delete=models.PROTECT, related_name="versions"
     )
     uploader = models.CharField(max_length=96)
+    notes = models.TextField(blank=True, help_text="What its makers say of it.")
+    metrics = models.JSONField(default=dict, blank=True, help_text="What its makers measured: an object of theirs.")
+    pinned_at = models.DateTimeField(null=True, blank=True, help_text="Since when it is to stay on the device.")
+    released_at = models.DateTimeField(
+        null=True, blank=True, help_text="When, after it was archived or deleted, all that held its weights let go."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     changed_at = models.DateTimeField(auto_now=True)
 
@@ -131,9 +153,13 @@ class Version(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["adapter", "number"], name="version_number_once_per_adapter"),
             models.CheckConstraint(
-                condition=Q(state__in=[State.READY, State.ARCHIVED], digest__regex=DIGEST)
-                | ~Q(state__in=[State.READY, State.ARCHIVED]) & Q(digest=""),
+                condition=Q(state__in=STORED, digest__regex=DIGEST)
+                | ~Q(state__in=STORED) & Q(digest="")
+                | Q(state=State.DELETED),
                 name="version_has_a_digest_when_ready",
+            ),
+            models.CheckConstraint(
+                condition=Q(pinned_at=None) | Q(state=State.READY), name="version_is_pinned_only_while_ready"
             ),
         ]
         triggers = [
@@ -156,7 +182,7 @@ class Version(models.Model):
             pgtrigger.Protect(
                 name="keep_served",
                 operation=pgtrigger.Delete,
-                condition=pgtrigger.Q(old__state__in=[State.READY.value, State.ARCHIVED.value]),
+                condition=pgtrigger.Q(old__state__in=[state.value for state in STORED]),
             ),
         ]
 
@@ -170,7 +196,7 @@ class AliasQuerySet(models.QuerySet["Alias"]):
 
 
 class Alias(models.Model):
-    """A movable name for a version; `stable` is what a bare adapter name means. Its history is in the audit chain."""
+    """A movable name for a version; `stable` is what a bare adapter name means. Its history is its AliasMoves."""
 
     adapter = models.ForeignKey(Adapter, on_delete=models.CASCADE, related_name="aliases")
     name = models.CharField(max_length=63, validators=[valid_name, not_a_version])
@@ -239,3 +265,49 @@ class Reference(models.Model):
 
     def __str__(self) -> str:
         return f"{self.tenant}: {self.blob_id}"
+
+
+class Turn(models.TextChoices):
+    """What an alias' move was."""
+
+    CREATED = "created"
+    MOVED = "moved"
+    ROLLED_BACK = "rolled_back"
+    DELETED = "deleted"
+
+
+class AliasMoveQuerySet(models.QuerySet["AliasMove"]):
+    def for_tenant(self, tenant: Tenant) -> Self:
+        return self.filter(adapter__tenant=tenant)
+
+    def arrivals(self) -> Self:
+        """Moves that a rollback can undo."""
+        return self.filter(kind=Turn.MOVED)
+
+
+class AliasMove(models.Model):
+    """One turn in an alias' history, which outlives the alias. Written beside the move; never changed."""
+
+    adapter = models.ForeignKey(Adapter, on_delete=models.CASCADE, related_name="alias_moves")
+    alias = models.CharField(max_length=63)
+    kind = models.CharField(max_length=16, choices=Turn)
+    from_version = models.ForeignKey(Version, null=True, on_delete=models.RESTRICT, related_name="+")
+    to_version = models.ForeignKey(Version, null=True, on_delete=models.RESTRICT, related_name="+")
+    actor = models.CharField(max_length=96)
+    reason = models.CharField(max_length=500, blank=True)
+    at = models.DateTimeField(auto_now_add=True)
+
+    objects = AliasMoveQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["adapter", "alias", "-id"], name="alias_move_newest")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(from_version__isnull=False) | Q(to_version__isnull=False), name="alias_move_has_an_end"
+            )
+        ]
+        triggers = [pgtrigger.Protect(name="append_only", operation=pgtrigger.Update)]
+
+    def __str__(self) -> str:
+        return f"{self.adapter}@{self.alias} {self.kind}"

@@ -76,6 +76,14 @@ def workspace(version: UUID) -> Iterator[Path]:
         yield Path(work)
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty folder that is no version's; `sweep` removes it, should its maker be killed."""
+    root().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix=WORK, dir=root(), ignore_cleanup_errors=True) as work:
+        yield Path(work)
+
+
 def discard(version: UUID) -> None:
     shutil.rmtree(folder(version), ignore_errors=True)
 

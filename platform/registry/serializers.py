@@ -1,10 +1,14 @@
 """The registry's objects as the management API shows and takes them."""
 
+from typing import Any
+
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from audit.api import Strict
-from registry.models import Adapter, Alias, Version
+from registry.models import Adapter, Alias, AliasMove, Version
+from registry.services import Place, previous
+from registry.services.versions import METRICS, NOTES
 
 
 class AdapterSerializer(serializers.ModelSerializer[Adapter]):
@@ -42,17 +46,49 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
     adapter = serializers.CharField(source="adapter.name", read_only=True)
     findings = FindingShape(many=True, read_only=True)
     version = serializers.SerializerMethodField()
+    base_model = serializers.CharField(source="adapter.base_model.name", read_only=True)
+    target_modules = serializers.SerializerMethodField(help_text="The last parts of the changed modules' names.")
+    ranks = serializers.SerializerMethodField(help_text="The least and the greatest; null until it is ready.")
+    aliases = serializers.SerializerMethodField(help_text="Those that point to it now.")
 
     class Meta:
         model = Version
         fields = [
-            "id", "adapter", "version", "number", "state", "digest", "size",
-            "summary", "findings", "signed_by", "uploader", "created_at", "changed_at",
+            "id", "adapter", "version", "number", "state", "digest", "size", "base_model", "target_modules", "ranks",
+            "summary", "findings", "aliases", "notes", "metrics", "pinned_at", "signed_by", "uploader",
+            "created_at", "changed_at",
         ]  # fmt: skip
         read_only_fields = fields
 
     def get_version(self, version: Version) -> str:
         return f"v{version.number}"
+
+    @extend_schema_field({"type": "array", "items": {"type": "string"}})
+    def get_target_modules(self, version: Version) -> list[str]:
+        return list(version.summary.get("targets", []))
+
+    @extend_schema_field({"type": "array", "items": {"type": "integer"}, "nullable": True})
+    def get_ranks(self, version: Version) -> list[int] | None:
+        summary = version.summary
+        return [summary["rank_min"], summary["rank_max"]] if summary else None
+
+    @extend_schema_field({"type": "array", "items": {"type": "string"}})
+    def get_aliases(self, version: Version) -> list[str]:
+        return [alias.name for alias in version.aliases.all()]
+
+
+class Annotations(Strict):
+    notes = serializers.CharField(max_length=NOTES, allow_blank=True, required=False)
+    metrics = serializers.DictField(required=False, help_text=f"A JSON object of {METRICS:,} bytes at most.")
+
+
+class PlaceSerializer(serializers.Serializer[Place]):
+    state = serializers.ChoiceField(["resident", "loading", "draining", "absent"], help_text="On the device.")
+    tier = serializers.ChoiceField(["device", "host", "disk", "store"], help_text="The nearest that has it whole.")
+    bytes = serializers.IntegerField(help_text="On the device.")
+    running = serializers.IntegerField(allow_null=True, help_text="Sequences on it now.")
+    pinned = serializers.BooleanField(help_text="It is wanted to stay.")
+    held = serializers.BooleanField(help_text="The engine knows that it is to stay.")
 
 
 class AliasSerializer(serializers.ModelSerializer[Alias]):
@@ -65,11 +101,39 @@ class AliasSerializer(serializers.ModelSerializer[Alias]):
         read_only_fields = fields
 
 
-class AliasMove(Strict):
+class OneAliasSerializer(AliasSerializer):
+    previous = serializers.SerializerMethodField(help_text="Where a rollback would lead; null: nowhere.")
+
+    class Meta(AliasSerializer.Meta):
+        fields = [*AliasSerializer.Meta.fields, "previous"]
+        read_only_fields = fields
+
+    def get_previous(self, alias: Alias) -> int | None:
+        version = previous(alias)
+        return version.number if version else None
+
+
+class AliasMoveSerializer(serializers.ModelSerializer[AliasMove]):
+    from_version = serializers.IntegerField(source="from_version.number", default=None, read_only=True)
+    to_version = serializers.IntegerField(source="to_version.number", default=None, read_only=True)
+
+    class Meta:
+        model = AliasMove
+        fields = ["alias", "kind", "from_version", "to_version", "actor", "reason", "at"]
+        read_only_fields = fields
+
+
+class Rollback(Strict):
+    expected = serializers.IntegerField(min_value=1, max_value=2**31 - 1, help_text="Where it points now.")
+    reason = serializers.CharField(max_length=500, allow_blank=True, default="")
+
+
+class Move(Strict):
     version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
     expected = serializers.IntegerField(
         min_value=1, max_value=2**31 - 1, allow_null=True, help_text="Where it points now; null: it does not exist yet."
     )
+    reason = serializers.CharField(max_length=500, allow_blank=True, default="")
 
 
 SIGNED = "ed25519 over the digest, in base64; needed where the tenant requires it."
@@ -93,5 +157,30 @@ UPLOAD_REQUEST = {
         "type": "object",
         "description": "adapter_config.json and adapter_model.safetensors, or one .zip or .tar.gz of them.",
         "additionalProperties": {"type": "string", "format": "binary"},
+    },
+}
+PAIR: dict[str, Any] = {"type": "array", "minItems": 2, "maxItems": 2, "description": "Of the one, of the other."}
+DIFF = {
+    "type": "object",
+    "properties": {
+        "versions": {**PAIR, "items": {"type": "integer"}},
+        "config": {"type": "object", "additionalProperties": PAIR, "description": "Fields that differ."},
+        "summary": {"type": "object", "additionalProperties": PAIR},
+        "metrics": {"type": "object", "additionalProperties": PAIR},
+        "norms": {**PAIR, "items": {"type": "number"}},
+        "difference": {"type": "number", "description": "Norm of the one's change less the other's."},
+        "modules": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "module": {"type": "string"},
+                    "ranks": PAIR,
+                    "norms": PAIR,
+                    "difference": {"type": "number"},
+                    "beside": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        },
     },
 }

@@ -20,15 +20,21 @@ from apikeys.models import ApiKey, Scope
 from audit.api import Management
 from registry import services
 from registry.errors import AdapterNotFound, UploadNotFound
-from registry.models import NAME, Adapter, Alias, BaseModel, Version
+from registry.models import NAME, Adapter, Alias, AliasMove, BaseModel, Version
 from registry.quarantine import Incoming
 from registry.serializers import (
+    DIFF,
     UPLOAD_REQUEST,
     AdapterSerializer,
-    AliasMove,
+    AliasMoveSerializer,
     AliasSerializer,
+    Annotations,
     FromFiles,
+    Move,
     NewAdapter,
+    OneAliasSerializer,
+    PlaceSerializer,
+    Rollback,
     VersionSerializer,
 )
 from registry.upload_views import visible_uploads
@@ -103,7 +109,7 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
     parser_classes = [MultiPartParser, JSONParser]
 
     def get_queryset(self) -> QuerySet[Version]:
-        return self.adapter().versions.select_related("adapter")
+        return _shown(self.adapter().versions.kept())
 
     def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
         request.upload_handlers = [Incoming(request)]
@@ -141,22 +147,87 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
         return {"received": [found[key] for key in keys], "signature": wanted.validated_data.get("signature", "")}
 
 
-class OneVersion(RegistryView[Version]):
-    scopes = {"GET": Scope.ADAPTERS_READ}
-    serializer_class = VersionSerializer
+class AboutVersion(RegistryView[Version]):
+    """Base of the views about one version that is not deleted."""
+
+    scopes = {"POST": Scope.ADAPTERS_WRITE}
+    serializer_class: Any = VersionSerializer
+
+    def version(self, number: int) -> Version:
+        return get_object_or_404(_shown(self.adapter().versions.kept()), number=number)
+
+
+class OneVersion(AboutVersion):
+    scopes = {**READ_DELETE, "PATCH": Scope.ADAPTERS_WRITE}
 
     def get(self, request: Request, name: str, number: int) -> Response:
-        return Response(VersionSerializer(get_object_or_404(self.adapter().versions, number=number)).data)
+        return Response(VersionSerializer(self.version(number)).data)
+
+    @extend_schema(request=Annotations)
+    def patch(self, request: Request, name: str, number: int) -> Response:
+        """Sets `notes` and `metrics`; all else about a version never changes."""
+        version = self.version(number)
+        wanted = Annotations(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        changed = services.annotate_version(version, actor=self.actor, **wanted.validated_data)
+        return Response(VersionSerializer(changed).data)
+
+    def delete(self, request: Request, name: str, number: int) -> Response:
+        """Takes it out of service, off the engine and out of the store; 409 names what needs it."""
+        services.delete_version(self.version(number), actor=self.actor)
+        return Response(status=status.HTTP_204_NO_CONTENT)
 
 
-class Archive(RegistryView[Version]):
-    scopes = {"POST": Scope.ADAPTERS_WRITE}
-    serializer_class = VersionSerializer
-
+class Archive(AboutVersion):
     @extend_schema(request=None)
     def post(self, request: Request, name: str, number: int) -> Response:
-        version = get_object_or_404(self.adapter().versions, number=number)
-        return Response(VersionSerializer(services.archive_version(version, actor=self.actor)).data)
+        archived = services.archive_version(self.version(number), actor=self.actor)
+        return Response(VersionSerializer(archived).data)
+
+
+class Diff(AboutVersion):
+    scopes = {"GET": Scope.ADAPTERS_READ}
+
+    @extend_schema(responses={200: DIFF, 202: {"type": "object"}})
+    def get(self, request: Request, name: str, number: int, other: int) -> Response:
+        """How version `other` differs from this one; 202 with Retry-After while a worker works it out."""
+        found = services.compare_versions(self.version(number), self.version(other))
+        if found is None:
+            return Response({"state": "working"}, status.HTTP_202_ACCEPTED, headers={"Retry-After": "2"})
+        return Response(found)
+
+
+class Residency(AboutVersion):
+    """Where the version is on the engine. PUT brings it to the device, DELETE sends it away."""
+
+    scopes = {**READ_DELETE, "PUT": Scope.ADAPTERS_WRITE}
+    serializer_class = PlaceSerializer
+
+    def get(self, request: Request, name: str, number: int) -> Response:
+        return Response(PlaceSerializer(services.locate(self.version(number))).data)
+
+    @extend_schema(request=None)
+    def put(self, request: Request, name: str, number: int) -> Response:
+        return Response(PlaceSerializer(services.preload_version(self.version(number), actor=self.actor)).data)
+
+    @extend_schema(responses=PlaceSerializer)
+    def delete(self, request: Request, name: str, number: int) -> Response:
+        return Response(PlaceSerializer(services.evict_version(self.version(number), actor=self.actor)).data)
+
+
+class Pin(AboutVersion):
+    """PUT keeps the version on the device for good, DELETE lets it make room again."""
+
+    scopes = {"PUT": Scope.ADAPTERS_WRITE, "DELETE": Scope.ADAPTERS_WRITE}
+    serializer_class = PlaceSerializer
+
+    @extend_schema(request=None)
+    def put(self, request: Request, name: str, number: int) -> Response:
+        return Response(PlaceSerializer(services.pin_version(self.version(number), actor=self.actor)).data)
+
+    @extend_schema(responses=PlaceSerializer)
+    def delete(self, request: Request, name: str, number: int) -> Response:
+        return Response(PlaceSerializer(services.unpin_version(self.version(number), actor=self.actor)).data)
 
 
 class Aliases(mixins.ListModelMixin, RegistryView[Alias]):
@@ -171,30 +242,70 @@ class Aliases(mixins.ListModelMixin, RegistryView[Alias]):
         return self.list(request)
 
 
-class OneAlias(RegistryView[Alias]):
-    scopes = {**READ_DELETE, "PUT": Scope.ADAPTERS_WRITE}
-    serializer_class = AliasSerializer
+class AboutAlias(RegistryView[Alias]):
+    """Base of the views about one alias."""
+
+    serializer_class: Any = OneAliasSerializer
 
     def alias(self, alias: str) -> Alias:
         if not re.fullmatch(NAME, alias):
             raise AdapterNotFound
-        return get_object_or_404(self.adapter().aliases.select_related("version"), name=alias)
+        return get_object_or_404(self.adapter().aliases.select_related("adapter__tenant", "version"), name=alias)
+
+
+class OneAlias(AboutAlias):
+    scopes = {**READ_DELETE, "PUT": Scope.ADAPTERS_WRITE}
 
     def get(self, request: Request, name: str, alias: str) -> Response:
-        return Response(AliasSerializer(self.alias(alias)).data)
+        return Response(OneAliasSerializer(self.alias(alias)).data)
 
-    @extend_schema(request=AliasMove)
+    @extend_schema(request=Move)
     def put(self, request: Request, name: str, alias: str) -> Response:
         """Moves the alias from `expected` to `version`; 409 if it points elsewhere by now."""
         adapter = self.adapter()
-        wanted = AliasMove(data=request.data)
+        wanted = Move(data=request.data)
         wanted.is_valid(raise_exception=True)
         moved = services.move_alias(adapter, alias, **wanted.validated_data, actor=self.actor)
-        return Response(AliasSerializer(moved).data)
+        return Response(OneAliasSerializer(moved).data)
 
     def delete(self, request: Request, name: str, alias: str) -> Response:
         services.delete_alias(self.alias(alias), actor=self.actor)
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class RollbackAlias(AboutAlias):
+    scopes = {"POST": Scope.ADAPTERS_WRITE}
+
+    @extend_schema(request=Rollback)
+    def post(self, request: Request, name: str, alias: str) -> Response:
+        """Points the alias back to where it was moved to `expected` from; 409 if it points elsewhere by now."""
+        found = self.alias(alias)
+        wanted = Rollback(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        moved = services.rollback_alias(found.adapter, alias, **wanted.validated_data, actor=self.actor)
+        return Response(OneAliasSerializer(moved).data)
+
+
+class AliasMoves(mixins.ListModelMixin, RegistryView[AliasMove]):
+    """An alias' history, the newest first; it outlives the alias."""
+
+    scopes = {"GET": Scope.ADAPTERS_READ}
+    ordering = ("-id",)
+    serializer_class = AliasMoveSerializer
+
+    def get_queryset(self) -> QuerySet[AliasMove]:
+        moves = self.adapter().alias_moves.filter(alias=self.kwargs["alias"].replace("\0", ""))
+        if not moves.exists():
+            raise AdapterNotFound
+        return moves.select_related("from_version", "to_version")
+
+    def get(self, request: Request, name: str, alias: str) -> Response:
+        return self.list(request)
+
+
+def _shown(versions: QuerySet[Version]) -> QuerySet[Version]:
+    """With all that a page about a version shows."""
+    return versions.select_related("adapter__tenant", "adapter__base_model").prefetch_related("aliases")
 
 
 def _base_model(name: str | None) -> BaseModel | None:

@@ -25,6 +25,7 @@ class Tenant(models.Model):
     quota_bytes = models.PositiveBigIntegerField(default=50 * 2**30, help_text="Of adapters stored and coming in.")
     quota_versions = models.PositiveIntegerField(default=1000, help_text="Versions waiting, ready or archived.")
     quota_uploads = models.PositiveIntegerField(default=100, help_text="Uploads that are open or wait for their use.")
+    quota_pins = models.PositiveSmallIntegerField(default=2, help_text="Versions kept on the engine's device.")
     requires_signature = models.BooleanField(default=False, help_text="Only signed versions become ready.")
     active = models.BooleanField(default=True, help_text="An inactive tenant's keys are refused.")
     created_at = models.DateTimeField(auto_now_add=True)

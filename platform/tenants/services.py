@@ -10,7 +10,8 @@ from audit.services import Actor, record
 from tenants.errors import Conflict
 from tenants.models import Member, Role, Tenant
 
-CHANGEABLE = {"name", "weight", "active", "quota_bytes", "quota_versions", "quota_uploads", "requires_signature"}
+QUOTAS = {"quota_bytes", "quota_versions", "quota_uploads", "quota_pins"}
+CHANGEABLE = {"name", "weight", "active", "requires_signature", *QUOTAS}
 
 
 class SlugTaken(Conflict):

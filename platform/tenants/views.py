@@ -17,7 +17,7 @@ class TenantSerializer(serializers.ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
         fields = [
-            "id", "slug", "name", "weight", "active", "quota_bytes", "quota_versions", "quota_uploads",
+            "id", "slug", "name", "weight", "active", "quota_bytes", "quota_versions", "quota_uploads", "quota_pins",
             "requires_signature", "created_at",
         ]  # fmt: skip
 
@@ -35,6 +35,7 @@ class TenantChanges(Strict):
     quota_bytes = serializers.IntegerField(required=False, min_value=0, max_value=2**62)
     quota_versions = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
     quota_uploads = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
+    quota_pins = serializers.IntegerField(required=False, min_value=0, max_value=2**15 - 1)
 
 
 class Tenants(mixins.ListModelMixin, Management[Tenant]):

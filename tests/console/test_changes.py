@@ -341,7 +341,12 @@ def test_an_alias_moves_only_from_where_the_person_saw_it(
 
 
 def test_a_version_becomes_stable_and_the_other_is_archived(
-    desk: Client, operator: User, ours: Yard, peft_folder: Path, django_capture_on_commit_callbacks: Commits
+    desk: Client,
+    operator: User,
+    ours: Yard,
+    peft_folder: Path,
+    django_capture_on_commit_callbacks: Commits,
+    settings: Any,
 ) -> None:
     second = _ready(desk, ours.adapter, peft_folder, django_capture_on_commit_callbacks)
     desk.get(path(Version, "archive", ours.ready.pk))
@@ -349,6 +354,8 @@ def test_a_version_becomes_stable_and_the_other_is_archived(
     expected = desk.get(path(Version, "make-stable", second.pk)).context["form"]["expected"].value()
     desk.post(path(Version, "make-stable", second.pk), {"expected": str(expected)})
     assert Alias.objects.get(name=STABLE).version == second
+    assert "rolled back to it" in errors(desk.post(path(Version, "archive", ours.ready.pk)))["__all__"][0]
+    settings.LORAYARD = settings.LORAYARD.model_copy(update={"rollback_hours": 0})
     desk.post(path(Version, "archive", ours.ready.pk))
     assert Version.objects.get(pk=ours.ready.pk).state == State.ARCHIVED
     assert_by(recorded(Action.VERSION_ARCHIVED), operator)

@@ -69,7 +69,7 @@ class Scene:
 
     def path(self, endpoint: Endpoint) -> str:
         """A new parameter has to be added here, so that no endpoint is forgotten."""
-        known = {"slug": "acme", "pk": self.key.pk, "name": "support", "number": 1, "alias": "stable"}
+        known = {"slug": "acme", "pk": self.key.pk, "name": "support", "number": 1, "other": 1, "alias": "stable"}
         known |= {"signing_key": self.signing_key.pk, "rollout": UUID(int=0)}  # rollouts have tests of their own
         known |= {"upload": self.upload.public_id, "file": self.upload.file_id}
         known |= {"merge": self.merge.pk, "filename": "config.json"}

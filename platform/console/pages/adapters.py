@@ -71,13 +71,13 @@ class CreateAlias(Verb):
 
 class DeleteAdapter(Verb):
     slug, title, submit, icon = "remove", "Delete", "Delete this adapter", "delete"
-    explains = "Only an adapter of which nothing was ever served can be deleted."
+    explains = "Only an adapter without versions, or whose versions are rejected or deleted, can be deleted."
     role = Role.OWNER
     danger = True
 
     @classmethod
     def applies(cls, target: Any) -> bool:
-        return not target.versions.exclude(state=State.REJECTED).exists()
+        return not target.versions.exclude(state__in=[State.REJECTED, State.DELETED]).exists()
 
     def perform(self, form: VerbForm, actor: Actor) -> Model:
         services.delete_adapter(self.target, actor=actor)

@@ -2,9 +2,26 @@
 adapter's row lock, so that they happen one after the other."""
 
 from registry.services.adapters import create_adapter, delete_adapter, ensure_adapter, register_base_model
-from registry.services.aliases import delete_alias, move_alias
+from registry.services.aliases import delete_alias, move_alias, previous, rollback_alias
+from registry.services.comparison import compare_versions, work_out_comparison
 from registry.services.naming import Target, resolve, visible_models
 from registry.services.quotas import limits, usage
+from registry.services.residency import (
+    Place,
+    evict_version,
+    hold_pins,
+    locate,
+    pin_version,
+    preload_version,
+    unpin_version,
+)
+from registry.services.retirement import (
+    NotReleased,
+    archive_version,
+    delete_version,
+    release_overdue,
+    release_version,
+)
 from registry.services.signing import add_signing_key, require_signatures, revoke_signing_key
 from registry.services.uploads import (
     add_part,
@@ -16,32 +33,48 @@ from registry.services.uploads import (
     receive_file,
 )
 from registry.services.validation import revalidate_stale, validate_version
-from registry.services.versions import archive_version, upload_version
+from registry.services.versions import annotate_version, upload_version
 
 __all__ = [
+    "NotReleased",
+    "Place",
     "Target",
     "add_part",
     "add_signing_key",
+    "annotate_version",
     "archive_version",
     "cancel_upload",
+    "compare_versions",
     "complete_upload",
     "create_adapter",
     "create_upload",
     "delete_adapter",
     "delete_alias",
+    "delete_version",
     "drop_file",
     "ensure_adapter",
+    "evict_version",
     "expire_uploads",
+    "hold_pins",
     "limits",
+    "locate",
     "move_alias",
+    "pin_version",
+    "preload_version",
+    "previous",
     "receive_file",
     "register_base_model",
+    "release_overdue",
+    "release_version",
     "require_signatures",
     "resolve",
     "revalidate_stale",
     "revoke_signing_key",
+    "rollback_alias",
+    "unpin_version",
     "upload_version",
     "usage",
     "validate_version",
     "visible_models",
+    "work_out_comparison",
 ]

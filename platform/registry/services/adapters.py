@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 
 from adapters.base import describe
 from audit.models import Action
@@ -71,10 +72,12 @@ def ensure_adapter(tenant: Tenant, name: str, *, actor: Actor) -> Adapter:
 
 @transaction.atomic
 def delete_adapter(adapter: Adapter, *, actor: Actor) -> None:
-    """Remove an adapter of which nothing was ever served or waits to be. Raises AdapterInUse."""
+    """Remove an adapter of which nothing is left: no version but rejected ones and deleted ones that all that held
+    them has let go of. Raises AdapterInUse."""
     adapter = locked(adapter)
-    if adapter.versions.exclude(state=State.REJECTED).exists():
-        raise AdapterInUse("Only an adapter without versions, or with rejected ones alone, can be deleted.")
+    gone = Q(state=State.REJECTED) | Q(state=State.DELETED, released_at__isnull=False)
+    if adapter.versions.exclude(gone).exists():
+        raise AdapterInUse("Delete its versions first; the engine and the store may need a moment to let go of them.")
     target, tenant = str(adapter), adapter.tenant
     adapter.delete()
     record(Action.ADAPTER_DELETED, tenant=tenant, actor=actor, target=target)

@@ -23,6 +23,7 @@ class Usage:
     bytes: int
     versions: int
     uploads: int
+    pins: int
 
 
 def usage(tenant: Tenant) -> Usage:
@@ -31,11 +32,12 @@ def usage(tenant: Tenant) -> Usage:
     waiting = versions.filter(state__in=PENDING).aggregate(sum=Sum("size"))["sum"] or 0
     uploads = Upload.objects.for_tenant(tenant).open()
     announced = uploads.aggregate(sum=Sum("bytes"))["sum"] or 0
-    return Usage(stored + waiting + announced, versions.count(), uploads.count())
+    pins = versions.exclude(pinned_at=None).count()
+    return Usage(stored + waiting + announced, versions.count(), uploads.count(), pins)
 
 
 def limits(tenant: Tenant) -> Usage:
-    return Usage(tenant.quota_bytes, tenant.quota_versions, tenant.quota_uploads)
+    return Usage(tenant.quota_bytes, tenant.quota_versions, tenant.quota_uploads, tenant.quota_pins)
 
 
 def hold(tenant: Tenant) -> Tenant:
@@ -44,10 +46,10 @@ def hold(tenant: Tenant) -> Tenant:
     return Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
 
 
-def check(tenant: Tenant, *, bytes: int = 0, versions: int = 0, uploads: int = 0) -> None:
+def check(tenant: Tenant, *, bytes: int = 0, versions: int = 0, uploads: int = 0, pins: int = 0) -> None:
     """Raise QuotaExceeded unless the tenant may have so many more. Call it before other rows are locked."""
     tenant = hold(tenant)
     used, limit = usage(tenant), limits(tenant)
-    for name, asked in (("bytes", bytes), ("versions", versions), ("uploads", uploads)):
+    for name, asked in (("bytes", bytes), ("versions", versions), ("uploads", uploads), ("pins", pins)):
         if getattr(used, name) + asked > getattr(limit, name):
             raise QuotaExceeded(name, used=getattr(used, name), asked=asked, limit=getattr(limit, name))

@@ -24,9 +24,10 @@ from audit.models import Action
 from audit.services import SYSTEM, record
 from registry import quarantine
 from registry.errors import QuotaExceeded
-from registry.models import PENDING, STABLE, Adapter, Alias, State, Version
+from registry.models import PENDING, State, Version
 from registry.services import blobs, quotas, signing
 from registry.services.adapters import locked
+from registry.services.aliases import name_stable
 from registry.services.versions import enqueue_validation
 from tenants.models import Tenant
 from webhooks.services import emit
@@ -114,13 +115,10 @@ def _accept(version: Version, summary: dict[str, Any], manifest: Manifest) -> St
         return None
     blobs.acquire(adapter.tenant, manifest.digest, size)
     _check_quota(adapter.tenant)
-    named = _name_stable(adapter, version)
     data = {"digest": manifest.digest, "size": size, **({"signed_by": str(key)} if key else {})}
     record(Action.VERSION_READY, tenant=adapter.tenant, actor=SYSTEM, target=str(version), data=data)
-    if named is not None:
-        data = {"from": None, "to": version.number}
-        record(Action.ALIAS_CREATED, tenant=adapter.tenant, actor=SYSTEM, target=str(named), data=data)
     emit(adapter.tenant, "version.ready", {"version": str(version), "digest": manifest.digest})
+    name_stable(adapter, version)
     return State.READY
 
 
@@ -151,11 +149,3 @@ def _settle(version: Version, state: State, **content: object) -> bool:
     if won:
         transaction.on_commit(lambda: quarantine.discard(version.pk), robust=True)
     return won
-
-
-def _name_stable(adapter: Adapter, version: Version) -> Alias | None:
-    """The first version that becomes ready is `stable`; later ones are moved there by people."""
-    others = adapter.versions.filter(state__in=[State.READY, State.ARCHIVED]).exclude(pk=version.pk)
-    if others.exists() or adapter.aliases.filter(name=STABLE).exists():
-        return None
-    return Alias.objects.create(adapter=adapter, name=STABLE, version=version)

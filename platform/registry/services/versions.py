@@ -1,27 +1,30 @@
-"""Takes uploads in and archives versions. What an upload holds is looked at by a worker, never here."""
+"""Takes uploads in, and what their makers say of them. What an upload holds is looked at by a worker, never here."""
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from celery import current_app
+from django.core.exceptions import ValidationError
 from django.core.files import File
 from django.db import transaction
 from django.db.models import Max
-from django.utils import timezone
 
 from audit.models import Action
 from audit.services import Actor, record
 from registry import assembly, quarantine
-from registry.errors import AliasNeeded, UploadClosed, VersionNotReady
+from registry.errors import AdapterNotFound, UploadClosed
 from registry.intake import Upload
-from registry.models import Adapter, State, Version
+from registry.models import Adapter, Version
 from registry.services import quotas, signing, uploads
 from registry.services.adapters import locked
 
 TASK = "jobs.tasks.validate_version"
+NOTES = 4000  # characters
+METRICS = 8 * 1024  # bytes of a version's metrics as JSON
 
 
 def upload_version(
@@ -77,14 +80,41 @@ def enqueue_validation(version: uuid.UUID) -> None:
 
 
 @transaction.atomic
-def archive_version(version: Version, *, actor: Actor) -> Version:
-    """Take a ready version out of service for good; pinned names stop too. Raises AliasNeeded, VersionNotReady."""
+def annotate_version(version: Version, *, actor: Actor, **changes: Any) -> Version:
+    """Set `notes` or `metrics`, what its makers say of a version; its content stays as it is. What stays the same is
+    neither written nor recorded. Raises AdapterNotFound for a deleted one, and ValidationError."""
+    assert changes.keys() <= {"notes", "metrics"}
     adapter = locked(version.adapter)
-    names = list(adapter.aliases.filter(version=version).values_list("name", flat=True))
-    if names:
-        raise AliasNeeded(f"The alias {names[0]!r} points to v{version.number}; move it first.")
-    ready = adapter.versions.filter(pk=version.pk, state=State.READY)
-    if ready.update(state=State.ARCHIVED, changed_at=timezone.now()) != 1:
-        raise VersionNotReady(f"v{version.number} is not ready, so it can't be archived.")
-    record(Action.VERSION_ARCHIVED, tenant=adapter.tenant, actor=actor, target=str(version))
-    return adapter.versions.get(pk=version.pk)
+    current = adapter.versions.kept().filter(pk=version.pk).first()
+    if current is None:
+        raise AdapterNotFound
+    before = {field: getattr(current, field) for field in changes}
+    after = {field: value for field, value in changes.items() if value != before[field]}
+    if not after:
+        return current
+    check_notes(after.get("notes", ""))
+    check_metrics(after.get("metrics", {}))
+    for field, value in after.items():
+        setattr(current, field, value)
+    current.save(update_fields=[*after, "changed_at"])
+    data = {"before": {field: before[field] for field in after}, "after": after}
+    record(Action.VERSION_ANNOTATED, tenant=adapter.tenant, actor=actor, target=str(version), data=data)
+    return current
+
+
+def check_notes(notes: str) -> None:
+    """Raises ValidationError for more than NOTES characters, or one that the database can't keep."""
+    if len(notes) > NOTES or "\0" in notes:
+        raise ValidationError({"notes": f"{NOTES:,} characters at most, and no zero characters."})
+
+
+def check_metrics(metrics: Any) -> None:
+    """Raises ValidationError unless it is a JSON object of METRICS bytes at most that the database can keep."""
+    try:
+        text = json.dumps(metrics, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValidationError({"metrics": "That is not an object of finite numbers, texts and lists."}) from error
+    if not isinstance(metrics, dict) or b"\\u0000" in text:
+        raise ValidationError({"metrics": "Send an object of names and values, without zero characters."})
+    if len(text) > METRICS:
+        raise ValidationError({"metrics": f"That has {len(text):,} bytes; {METRICS:,} are allowed."})
