@@ -18,6 +18,10 @@ def text(**options: Any) -> forms.CharField:
     return forms.CharField(widget=widgets.UnfoldAdminTextInputWidget(), **options)
 
 
+def paragraph(**options: Any) -> forms.CharField:
+    return forms.CharField(widget=widgets.UnfoldAdminTextareaWidget(), **options)
+
+
 def number(**options: Any) -> forms.FloatField:
     return forms.FloatField(widget=widgets.UnfoldAdminTextInputWidget(), **options)
 

@@ -362,6 +362,39 @@ def test_a_version_becomes_stable_and_the_other_is_archived(
     assert desk.get(path(Version, "change", ours.ready.pk)).status_code == 200
 
 
+def test_an_alias_is_rolled_back_and_shows_its_history(
+    desk: Client, operator: User, ours: Yard, peft_folder: Path, django_capture_on_commit_callbacks: Commits
+) -> None:
+    second = _ready(desk, ours.adapter, peft_folder, django_capture_on_commit_callbacks)
+    assert "roll-back" not in desk.get(path(Alias, "change", ours.alias.pk)).content.decode()
+    desk.post(path(Alias, "move", ours.alias.pk), {"version": "4", "expected": "1", "reason": "<b>fresh</b>"})
+    assert Alias.objects.get().version == second
+    page = desk.get(path(Alias, "change", ours.alias.pk)).content.decode()
+    assert "&lt;b&gt;fresh&lt;/b&gt;" in page
+    assert path(Alias, "roll-back", ours.alias.pk) in page
+    desk.post(path(Alias, "roll-back", ours.alias.pk), {"expected": "4", "reason": ""})
+    assert Alias.objects.get().version == ours.ready
+    assert_by(recorded(Action.ALIAS_ROLLED_BACK), operator)
+
+
+def test_a_version_is_annotated_and_deleted_on_the_record(desk: Client, operator: User, ours: Yard) -> None:
+    desk.post(path(Version, "annotate", ours.rejected.pk), {"notes": "no good"})
+    assert_by(recorded(Action.VERSION_ANNOTATED), operator)
+    assert "no good" in desk.get(path(Version, "change", ours.rejected.pk)).content.decode()
+    desk.post(path(Version, "remove", ours.rejected.pk))
+    assert_by(recorded(Action.VERSION_DELETED), operator)
+    assert Version.objects.get(pk=ours.rejected.pk).state == State.DELETED
+    assert desk.get(path(Version, "change", ours.rejected.pk)).status_code == 200
+    desk.post(path(Version, "remove", ours.ready.pk))
+    assert Version.objects.get(pk=ours.ready.pk).state == State.READY
+
+
+def test_while_the_engine_is_away_pages_say_so_and_verbs_fail_on_the_form(desk: Client, ours: Yard) -> None:
+    assert "The engine does not answer." in desk.get(path(Version, "change", ours.ready.pk)).content.decode()
+    for verb in ("preload", "evict", "pin"):
+        assert "__all__" in errors(desk.post(path(Version, verb, ours.ready.pk)))
+
+
 def test_an_alias_is_made_and_removed_on_the_record(desk: Client, operator: User, ours: Yard) -> None:
     desk.post(path(Adapter, "new-alias", ours.adapter.pk), {"name": "champion", "version": "1"})
     champion = Alias.objects.get(name="champion")
@@ -401,16 +434,16 @@ def _ready(desk: Client, adapter: Adapter, folder: Path, commits: Commits) -> Ve
 
 # Members
 
+EDITORS = {"upload", "new-alias", "move", "roll-back", "remove", "archive", "make-stable", "annotate"}
+EDITORS |= {"preload", "evict", "pin", "unpin"}
+
 
 @pytest.mark.parametrize(
     ("role", "verbs"),
     [
         (Role.VIEWER, set()),
-        (Role.EDITOR, {"upload", "new-alias", "move", "remove", "archive", "make-stable"}),
-        (
-            Role.OWNER,
-            {"upload", "new-alias", "move", "remove", "archive", "make-stable", "issue-key", "rotate", "revoke"},
-        ),
+        (Role.EDITOR, EDITORS),
+        (Role.OWNER, {*EDITORS, "issue-key", "rotate", "revoke"}),
     ],
 )
 def test_a_member_may_what_their_role_may_and_nothing_at_a_stranger_s(
@@ -432,7 +465,7 @@ def test_a_member_may_what_their_role_may_and_nothing_at_a_stranger_s(
     assert Event.objects.count() == before
 
 
-OWNERS_ONLY = {(Adapter, "remove", Role.EDITOR)}
+OWNERS_ONLY = {(Adapter, "remove", Role.EDITOR), (Version, "remove", Role.EDITOR)}
 
 
 def _rows(yard: Yard, model: type[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Aliases: movable names. Made on an adapter's page, moved and removed here, by compare-and-set."""
+"""Aliases: movable names. Made on an adapter's page; moved, rolled back and removed here, by compare-and-set."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils.safestring import SafeString
 
 from audit.services import Actor
 from console import fields, filters
@@ -16,9 +18,12 @@ from registry import services
 from registry.models import Alias, State
 from tenants.models import Role
 
+SHOWN_MOVES = 20
+
 
 class Destination(VerbForm):
     version = fields.number_of()
+    reason = fields.text(max_length=500, required=False)
     expected = forms.IntegerField(widget=forms.HiddenInput)
 
     def prepare(self) -> None:
@@ -36,11 +41,45 @@ class MoveAlias(Verb):
     form_class = Destination
 
     def perform(self, form: VerbForm, actor: Actor) -> Model:
-        number, expected = form.cleaned_data["version"], form.cleaned_data["expected"]
-        return services.move_alias(self.target.adapter, self.target.name, number, expected=expected, actor=actor)
+        wanted = form.cleaned_data
+        return services.move_alias(
+            *(self.target.adapter, self.target.name, wanted["version"]),
+            expected=wanted["expected"],
+            actor=actor,
+            reason=wanted["reason"],
+        )
 
     def done(self, row: Model) -> str:
         return f"{row} points to v{row.version.number}."  # type: ignore[attr-defined]
+
+
+class Back(VerbForm):
+    reason = fields.text(max_length=500, required=False)
+    expected = forms.IntegerField(widget=forms.HiddenInput)
+
+    def prepare(self) -> None:
+        self.initial = {"expected": self.target.version.number}
+
+
+class RollBackAlias(Verb):
+    slug, title, submit, icon = "roll-back", "Roll back", "Roll back", "undo"
+    explains = "Requests by this name go to the version that it was moved here from, from the next one on."
+    role = Role.EDITOR
+    danger = True
+    form_class = Back
+
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return services.previous(target) is not None
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model:
+        expected, reason = form.cleaned_data["expected"], form.cleaned_data["reason"]
+        return services.rollback_alias(
+            self.target.adapter, self.target.name, expected=expected, actor=actor, reason=reason
+        )
+
+    def done(self, row: Model) -> str:
+        return f"{row} points to v{row.version.number} again."  # type: ignore[attr-defined]
 
 
 class DeleteAlias(Verb):
@@ -60,14 +99,14 @@ class DeleteAlias(Verb):
 @admin.register(Alias, site=site)
 class AliasAdmin(ConsoleAdmin):
     tenant_path = "adapter__tenant_id"
-    verbs = (MoveAlias, DeleteAlias)
+    verbs = (MoveAlias, RollBackAlias, DeleteAlias)
     icon = "sell"
     list_display = ("alias", "number", "moved_at")
     list_select_related = ("adapter__tenant", "version")
     list_filter = (("adapter__tenant", filters.Row),)
     search_fields = ("name", "adapter__name", "adapter__tenant__slug")
     ordering = ("adapter__tenant__slug", "adapter__name", "name")
-    fields = ("name", "adapter", "version", "moved_at")
+    fields = ("name", "adapter", "version", "moved_at", "history_")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("adapter__tenant", "version__adapter__tenant")
@@ -79,3 +118,8 @@ class AliasAdmin(ConsoleAdmin):
     @admin.display(description="Version", ordering="version__number")
     def number(self, alias: Alias) -> str:
         return f"v{alias.version.number}"
+
+    @admin.display(description="History")
+    def history_(self, alias: Alias) -> SafeString:
+        moves = alias.adapter.alias_moves.filter(alias=alias.name).select_related("from_version", "to_version")
+        return render_to_string("console/moves.html", {"moves": moves[:SHOWN_MOVES]})

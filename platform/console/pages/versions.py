@@ -15,12 +15,14 @@ from audit.services import Actor
 from console import display as show
 from console import fields, filters
 from console.base import ConsoleAdmin
+from console.pages.residency import Evict, Pin, Preload, Unpin, place
 from console.site import site
 from console.verbs import Verb, VerbForm
 from registry import services
 from registry.errors import UploadTooLarge
 from registry.models import STABLE, Adapter, State, Version
 from registry.quarantine import Incoming
+from registry.services.versions import NOTES
 from tenants.models import Role
 
 PINNED = re.compile(r"[0-9]{1,9}")
@@ -125,11 +127,53 @@ class ArchiveVersion(Verb):
         return f"{row} is archived."
 
 
+class DeleteVersion(Verb):
+    slug, title, submit, icon = "remove", "Delete", "Delete this version", "delete"
+    explains = "The version is taken out of service, off the engine and out of the store. There is no way back."
+    role = Role.OWNER
+    danger = True
+
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return target.state in (State.READY, State.ARCHIVED, State.REJECTED) and not target.aliases.all()
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model:
+        services.delete_version(self.target, actor=actor)
+        return self.target.adapter  # type: ignore[no-any-return]
+
+    def done(self, row: Model) -> str:
+        return f"{self.target} is deleted."
+
+
+class Notes(VerbForm):
+    notes = fields.paragraph(max_length=NOTES, required=False)
+
+    def prepare(self) -> None:
+        self.initial = {"notes": self.target.notes}
+
+
+class Annotate(Verb):
+    slug, title, submit, icon = "annotate", "Edit notes", "Save", "edit_note"
+    explains = "What its makers say of the version. What it is never changes."
+    role = Role.EDITOR
+    form_class = Notes
+
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return bool(target.state != State.DELETED)
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model:
+        return services.annotate_version(self.target, actor=actor, notes=form.cleaned_data["notes"])
+
+    def done(self, row: Model) -> str:
+        return f"The notes of {row} are saved."
+
+
 @admin.register(Version, site=site)
 class VersionAdmin(ConsoleAdmin):
     tenant_path = "adapter__tenant_id"
     adds = UploadVersion
-    verbs = (MakeStable, ArchiveVersion)
+    verbs = (MakeStable, Annotate, Preload, Evict, Pin, Unpin, ArchiveVersion, DeleteVersion)
     icon = "inventory_2"
     list_display = ("name", "state_", "aliases_", "digest_", "rank", "size_", "uploader", "created_at")
     list_select_related = ("adapter__tenant",)
@@ -138,6 +182,7 @@ class VersionAdmin(ConsoleAdmin):
     ordering = ("-created_at",)
     fields = (
         *("adapter", "number", "state_", "aliases_", "findings_", "digest_whole", "summary_"),
+        *("notes", "metrics_", "place_"),
         *("size_", "uploader", "created_at", "changed_at"),
     )
 
@@ -156,6 +201,9 @@ class VersionAdmin(ConsoleAdmin):
             "findings_": obj is None or not obj.findings,
             "digest_whole": obj is None or not obj.digest,
             "summary_": obj is None or not obj.summary,
+            "notes": obj is None or not obj.notes,
+            "metrics_": obj is None or not obj.metrics,
+            "place_": obj is None or obj.state != State.READY,
         }
         return [name for name in self.fields or () if not absent.get(str(name))]
 
@@ -194,3 +242,11 @@ class VersionAdmin(ConsoleAdmin):
     @admin.display(description="Summary")
     def summary_(self, version: Version) -> SafeString:
         return show.pairs({name: version.summary[name] for name in SUMMARY if name in version.summary})
+
+    @admin.display(description="Metrics")
+    def metrics_(self, version: Version) -> SafeString:
+        return show.pairs(version.metrics)
+
+    @admin.display(description="On the engine")
+    def place_(self, version: Version) -> SafeString | str:
+        return place(version)

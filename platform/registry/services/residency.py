@@ -57,9 +57,9 @@ class Place:
     held: bool
 
 
-def locate(version: Version) -> Place:
-    """Where the version is now. Raises EngineUnavailable."""
-    told: Residency = _ask(lambda client: client.residency(timeout=PATIENCE))
+def locate(version: Version, *, patience: float = PATIENCE) -> Place:
+    """Where the version is now. Raises EngineUnavailable, also after `patience` seconds."""
+    told: Residency = _ask(lambda client: client.residency(timeout=patience))
     states = {adapter.digest: adapter for adapter in told.adapters}
     return _place(version, states.get(version.digest))
 
