@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import ProtectedError, Q
 
 from adapters.base import describe
 from audit.models import Action
@@ -79,7 +79,10 @@ def delete_adapter(adapter: Adapter, *, actor: Actor) -> None:
     if adapter.versions.exclude(gone).exists():
         raise AdapterInUse("Delete its versions first; the engine and the store may need a moment to let go of them.")
     target, tenant = str(adapter), adapter.tenant
-    adapter.delete()
+    try:
+        adapter.delete()
+    except ProtectedError as error:
+        raise AdapterInUse("The records of its rollouts or merges still tell of its versions.") from error
     record(Action.ADAPTER_DELETED, tenant=tenant, actor=actor, target=target)
 
 
