@@ -161,6 +161,9 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
+# What apps above the registry tell of two versions, by the field of a version's diff that shows it.
+VERSIONS_COMPARED_BY = {"scores": "evaluations.services.score_pairs"}
+
 CELERY_BROKER_URL = LORAYARD.celery_broker
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_keepalive": True}

@@ -169,6 +169,14 @@ DIFF = {
         "metrics": {"type": "object", "additionalProperties": PAIR},
         "norms": {**PAIR, "items": {"type": "number"}},
         "difference": {"type": "number", "description": "Norm of the one's change less the other's."},
+        "scores": {
+            "type": "object",
+            "description": "By evaluation set: both newest scores, and the mean of the items' differences.",
+            "additionalProperties": {
+                "type": "object",
+                "properties": {"scores": PAIR, "difference": {"type": "object", "nullable": True}},
+            },
+        },
         "modules": {
             "type": "array",
             "items": {

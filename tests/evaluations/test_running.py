@@ -7,8 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from apikeys.models import ApiKey
 from audit.models import Event
@@ -290,6 +292,7 @@ def test_two_versions_are_told_apart_item_by_item(
     assert told["greetings"]["difference"] == asdict(mean([0.0, 1.0, 0.0, 1.0]))
     assert (told["other"]["scores"][0], told["other"]["difference"]) == (None, None)
     assert score_pairs(second, first)["greetings"]["difference"]["mean"] == -0.5
+    assert import_string(settings.VERSIONS_COMPARED_BY["scores"]) is score_pairs  # a diff shows it
 
 
 def test_the_database_itself_holds_sets_states_and_scores_fast(

@@ -36,6 +36,7 @@ def test_two_versions_are_compared_module_by_module(
     assert found["versions"] == [1, 2]
     assert (found["summary"]["rank_max"], found["summary"]["targets"]) == ([4, 8], [["q_proj", "v_proj"], ["q_proj"]])
     assert (found["config"]["r"], found["metrics"]) == ([4, 8], {"loss": [None, 0.25]})
+    assert found["scores"] == {}
     modules = {module["module"]: module for module in found["modules"]}
     assert modules["model.layers.0.self_attn.q_proj"]["ranks"] == [4, 8]
     gone = modules["model.layers.1.self_attn.v_proj"]

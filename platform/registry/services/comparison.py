@@ -14,6 +14,7 @@ from uuid import UUID
 from celery import current_app
 from django.conf import settings
 from django.core.cache import cache
+from django.utils.module_loading import import_string
 
 from adapters.base import BaseSpec
 from adapters.change import Adapter, compare
@@ -44,6 +45,7 @@ def compare_versions(first: Version, second: Version) -> dict[str, Any] | None:
         "summary": _differing(first.summary, second.summary),
         "metrics": _differing(first.metrics, second.metrics),
         **content,
+        **{name: import_string(path)(first, second) for name, path in settings.VERSIONS_COMPARED_BY.items()},
     }
 
 
