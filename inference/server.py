@@ -291,7 +291,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--arena", type=memory.size, default=0, help="device memory for adapters; 0: by the slots")
     parser.add_argument("--host-memory", type=memory.size, default=0, help="for adapters off the device; 0: a share")
     parser.add_argument("--disk-cache", type=memory.size, default=0, help="for copies of adapters; 0: a share")
-    parser.add_argument("--load-timeout", type=float, default=30.0, help="seconds that an adapter's load may take")
+    parser.add_argument("--load-timeout", type=float, default=60.0, help="seconds that an adapter's load may take")
     parser.add_argument("--max-rows", type=int, default=64, help="sequences in a step")
     parser.add_argument("--max-batch-tokens", type=int, default=512, help="tokens in a step")
     parser.add_argument("--check", action="store_true", help="assert the engine's laws after every step")

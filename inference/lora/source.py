@@ -27,7 +27,7 @@ from inference.lora.weights import AdapterWeights, TooLarge
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-NICE = 19  # of loading threads: a step's threads wait for each other, so whoever takes one's core delays them all
+NICE = 10  # of loading threads; lower gained nothing for the steps, and made loads wait for every other process
 LASTING = (PermissionError, IsADirectoryError, NotADirectoryError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -39,7 +39,7 @@ class Pace:
     `fetching`, `reading`: how many adapters are fetched from the store, and read from the disk, at a time.
     """
 
-    timeout: float = 30.0
+    timeout: float = 60.0
     attempts: int = 3
     pause: float = 0.2
     fetching: int = 16
