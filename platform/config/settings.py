@@ -156,7 +156,11 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api/v1",
-    "ENUM_NAME_OVERRIDES": {"RolloutState": "rollouts.models.State", "VersionState": "registry.models.State"},
+    "ENUM_NAME_OVERRIDES": {
+        "MergeKind": "merges.models.Kind",
+        "RolloutState": "rollouts.models.State",
+        "VersionState": "registry.models.State",
+    },
     "SWAGGER_UI_DIST": "SIDECAR",  # its files from our own server; nothing is fetched from elsewhere
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
