@@ -15,7 +15,7 @@ def test_a_finding_holds_nothing_that_a_log_or_jsonb_can_choke_on() -> None:
 def test_a_refusal_lists_so_many_findings_and_counts_the_rest() -> None:
     refusal = Rejected(Finding("shape", str(number)) for number in range(SHOWN_FINDINGS + 7))
     assert len(refusal.findings) == SHOWN_FINDINGS + 1
-    assert refusal.findings[-1] == Finding("more", "7 more findings are not listed here.")
+    assert refusal.findings[-1] == Finding("more", "7 more findings are not listed here.", severity="note")
 
 
 def test_a_refusal_survives_the_way_through_a_worker() -> None:
