@@ -52,7 +52,7 @@ def test_a_worker_makes_an_upload_ready_after_the_commit(
     with transaction.atomic():
         version = upload(acme, folder)
         assert Version.objects.get(pk=version.pk).state == State.UPLOADED
-    wait_for(settled(version), 30, "validation")
+    wait_for(settled(version), 60, "validation")
     version.refresh_from_db()
     assert (version.state, version.findings) == (State.READY, [])
     tasks.validate_version.apply(args=[str(version.pk)], throw=True)  # delivered once more: nothing happens
@@ -76,7 +76,7 @@ def test_an_upload_stands_while_the_queue_is_down_and_is_validated_later(
     assert "Connection refused" in caplog.text
     Version.objects.filter(pk=version.pk).update(changed_at="2020-01-01T00:00:00Z")
     tasks.revalidate_stale.delay()
-    wait_for(settled(version), 30, "validation")
+    wait_for(settled(version), 60, "validation")
     assert Version.objects.get(pk=version.pk).state == State.READY
 
 
