@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from inference import engine_pb2 as pb
 from inference import engine_pb2_grpc, memory, residency, wire
 from inference.client import Sampling
 from inference.engine.blocks import BlockPool
+from inference.engine.cost import token_cost
 from inference.engine.engine import Engine
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Begun, Ended, Event, Limits, Logprobs, Scheduler, Token
@@ -74,7 +76,13 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         loader, waking = self._loader, self._waking
         arena = Arena(share.arena, model.device, lambda copy: waking(loader.fill(copy)))
         limits = Limits(spec.context_length, spec.vocab_size, arguments.max_rows, arguments.max_batch_tokens)
-        slots = SlotPool(arguments.slots, model.sites, lambda digest: waking(loader.load(digest)), room=arena)
+        slots = SlotPool(
+            arguments.slots,
+            model.sites,
+            lambda digest: waking(loader.load(digest)),
+            room=arena,
+            cost=partial(token_cost, spec),
+        )
         self._scheduler = Scheduler(limits, BlockPool(share.blocks, BLOCK), slots, model.stops)
         self.engine = Engine(self._scheduler, Runner(model, share.blocks, BLOCK), self._deliver, check=arguments.check)
 

@@ -20,7 +20,10 @@ from inference.lora.slots import SlotPool
 
 @dataclass(frozen=True)
 class Limits:
-    """batch_tokens and rows bound one step; waiting and waiting_per_share bound the queue."""
+    """batch_tokens and rows bound one step, waiting and waiting_per_share the queue.
+
+    batch_tokens are tokens of the base; those of an adapter cost more (`cost.token_cost`).
+    """
 
     context: int
     vocabulary: int
@@ -166,16 +169,20 @@ class Scheduler:
     def plan(self) -> Plan:
         """One step: a token of every decoding sequence, then chunks of prefill, then newcomers in fair order."""
         self._fail_unloadable()
-        budget = self.limits.batch_tokens
+        budget = float(self.limits.batch_tokens)
         rows: list[Row] = []
-        for sequence in sorted(self.running, key=lambda sequence: sequence.remaining > 1):
-            if sequence in self.running and budget:  # an earlier row's need may have preempted it
+        for sequence in [sequence for sequence in self.running if sequence.remaining == 1]:
+            if sequence in self.running:  # an earlier row's need may have preempted it
+                budget -= self._extend(sequence, budget, rows)
+        budget = max(budget, 1.0)  # whatever decoding costs, prefill goes on
+        for sequence in [sequence for sequence in self.running if sequence.remaining > 1]:
+            if sequence in self.running and budget > 0:
                 budget -= self._extend(sequence, budget, rows)
         now = self._clock()
         for sequence in self.queue.in_order():
             if now > sequence.start_by and not sequence.begun:
                 self.fail(sequence, EngineBusy("The request waited for its turn as long as it may."))
-            elif not budget or len(self.running) >= self.limits.rows:
+            elif budget <= 0 or len(self.running) >= self.limits.rows:
                 break
             elif self._seat(sequence):
                 taken = self._extend(sequence, budget, rows, preempt=False)
@@ -214,16 +221,17 @@ class Scheduler:
             for sequence in [s for s in self.queue.in_order() if s.digest == digest]:
                 self.fail(sequence, error)
 
-    def _extend(self, sequence: Sequence, budget: int, rows: list[Row], *, preempt: bool = True) -> int:
-        """Give a sequence the blocks for its next tokens and a row; the tokens it takes of the budget."""
-        count = min(sequence.remaining, budget)
+    def _extend(self, sequence: Sequence, budget: float, rows: list[Row], *, preempt: bool = True) -> float:
+        """Give a sequence a row and the blocks for its next tokens, one at least; what that takes of the budget."""
+        cost = self.slots.cost(sequence.slot) if sequence.slot != BASE else 1.0
+        count = min(sequence.remaining, max(1, int(budget / cost)))
         missing = self.blocks.blocks_for(sequence.computed + count) - len(sequence.blocks)
         while (leased := self.blocks.lease(missing)) is None:
             if not preempt or not self._preempt_for(sequence, rows):
-                return 0
+                return 0.0
         sequence.blocks += leased
         rows.append(Row(sequence, sequence.computed, count))
-        return count
+        return count * cost
 
     def _preempt_for(self, sequence: Sequence, rows: list[Row]) -> bool:
         """Take the blocks of the sequence that was admitted last; False when that is `sequence` itself."""

@@ -27,7 +27,7 @@ class SlotPool:
     """`load` starts bringing an adapter to the host and gives its future. `room` is the device's memory.
 
     `patience`: seconds that an adapter may starve while every slot is pinned or memory is taken, before the slot with
-    the least left to do is drained for it.
+    the least left to do is drained for it. `cost`: of one of an adapter's tokens to a step.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class SlotPool:
         patience: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         room: Room | None = None,
+        cost: Callable[[AdapterWeights], float] = lambda _: 1.0,
     ) -> None:
         self.slots = [Slot(index) for index in range(slots)]
         self.room: Room = room or Anywhere()
@@ -45,6 +46,7 @@ class SlotPool:
         self._load = load
         self._patience = patience
         self._clock = clock
+        self._cost = cost
         self._by_digest: dict[str, Slot] = {}
         self._coming: dict[str, Future[AdapterWeights]] = {}  # to the host, or there and without a slot
         self._starving: dict[str, float] = {}  # wanted, since when
@@ -75,6 +77,10 @@ class SlotPool:
                 self._place(heir)
             else:
                 self.room.trim()
+
+    def cost(self, index: int) -> float:
+        """What a token of the slot's adapter costs a step; one of the base costs 1."""
+        return self.slots[index].cost
 
     def want(self, digest: str, left: Callable[[int], int] | None = None) -> None:
         """Bring the adapter in as soon as a slot and memory can be had.
@@ -292,7 +298,7 @@ class SlotPool:
             return (digest, _as_engine_error(error)) if error is not None else None
         weights = copy.result()
         self._tables.install(slot.index, weights)
-        slot.state, slot.bytes = State.RESIDENT, weights.nbytes
+        slot.state, slot.bytes, slot.cost = State.RESIDENT, weights.nbytes, self._cost(weights)
         self.tally.loads += 1
         self.tally.seconds += self._clock() - slot.used
         slot.used = self._clock()

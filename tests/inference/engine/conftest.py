@@ -1,7 +1,7 @@
 """An engine without a model: its runner computes, so that a mis-routed row shows."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +107,7 @@ def bench() -> Callable[..., Bench]:
         slots: int = 2,
         instant: bool = True,
         patience: float = 1.0,
+        costs: Mapping[str, float] | None = None,
         **limits: Any,
     ) -> Bench:
         echo, now, loads = Echo(), [0.0], dict[str, Future[AdapterWeights]]()
@@ -120,7 +121,10 @@ def bench() -> Callable[..., Bench]:
                 loads[digest] = future
             return future
 
-        pool = SlotPool(slots, echo, load, patience, lambda: now[0])
+        def cost(weights: Any) -> float:
+            return (costs or {}).get(weights.digest, 1.0)
+
+        pool = SlotPool(slots, echo, load, patience, lambda: now[0], cost=cost)
         bounds = Limits(**({"context": 64, "vocabulary": 3000, "rows": 8, "batch_tokens": 16} | limits))
         scheduler = Scheduler(bounds, BlockPool(blocks, size), pool, frozenset([STOP]), lambda: now[0])
         events: list[Event] = []
