@@ -139,9 +139,9 @@ class Ours:
         self._cancel()
         return statistics.median(later - earlier for earlier, later in pairwise(times))
 
-    def prefill(self, rows: int, length: int) -> float:
+    def prefill(self, rows: int, length: int, adapters: range = range(0)) -> float:
         """Seconds until `rows` prompts of `length` tokens each have their first token."""
-        self._submit(rows, length, 1, range(0))
+        self._submit(rows, length, 1, adapters)
         started = time.perf_counter()
         while self._engine.step():
             pass

@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,18 +36,19 @@ LOOK = 50  # steps between two looks at who had how much
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds: of a step, of each of its tokens and of each of its distinct adapters; and of a load.
+    """Seconds: of a step, of each of its tokens, rows and distinct adapters; and of a load.
 
-    The defaults are of the reference workload (a 0.5B model in float32 on two cores), as fitted in docs/benchmarks.md.
+    The defaults are of the reference workload (a 0.5B model in float32 on two cores); `--fit` finds this machine's.
     """
 
     step: float = 0.045
     token: float = 0.0055
+    row: float = 0.0
     adapter: float = 0.0009
     load: float = 0.05
 
     def of(self, plan: Plan) -> float:
-        return self.step + self.token * plan.tokens + self.adapter * plan.adapters
+        return self.step + self.token * plan.tokens + self.row * len(plan.rows) + self.adapter * plan.adapters
 
 
 @dataclass(frozen=True)
@@ -225,22 +226,32 @@ def traffic(shape: str, seed: int, count: int, rate: float, tenants: int, adapte
 
 
 GREEDY = "greedy"
+SAMPLE = 600  # requests that tell the capacity
+OVERLOAD = 1.35  # of it: queues grow as long as requests come
 
 
-def report(arguments: argparse.Namespace) -> None:
-    cost = Cost(arguments.step_ms / 1e3, arguments.token_ms / 1e3, arguments.adapter_ms / 1e3, arguments.load_ms / 1e3)
+def capacity(cost: Cost, arguments: argparse.Namespace) -> float:
+    """Requests a second when nobody has to be waited for: all are there at the beginning."""
+    crowd = traffic("poisson", arguments.seed, SAMPLE, 1e9, arguments.tenants, arguments.adapters)
+    return SAMPLE / Simulation(cost, fair=False, slots=arguments.slots).run(crowd).seconds
+
+
+def report(cost: Cost, arguments: argparse.Namespace) -> None:
+    most = capacity(cost, arguments)
     print(f"{arguments.requests} requests, {arguments.adapters} adapters of {arguments.tenants} tenants, {cost}")
-    print("traffic   queue   TTFT p50    p95   others' p95   gap / bound      loads   simulated    took")
-    for shape in ("poisson", "bursty", "greedy"):
+    print(f"saturated at {most:.2f} requests/s")
+    print("traffic     load   queue   TTFT p50    p95   others' p95   gap / bound      loads   simulated    took")
+    for shape, load in [*((shape, arguments.load) for shape in ("poisson", "bursty", "greedy")), ("poisson", OVERLOAD)]:
         arrivals = traffic(
-            shape, arguments.seed, arguments.requests, arguments.rate, arguments.tenants, arguments.adapters
+            shape, arguments.seed, arguments.requests, load * most, arguments.tenants, arguments.adapters
         )
         for fair in (True, False):
             started = time.perf_counter()
             found = Simulation(cost, fair=fair, slots=arguments.slots).run(arrivals)
             assert found.finished == len(arrivals), "a request was lost"
             print(
-                f"{shape:9} {'fair' if fair else 'fcfs':6} {found.percentile(50):8.2f} s {found.percentile(95):6.1f}"
+                f"{shape:9} {load:6.2f}   {'fair' if fair else 'fcfs':6}"
+                f" {found.percentile(50):8.2f} s {found.percentile(95):6.1f}"
                 f" {found.percentile(95, lambda tenant: tenant != GREEDY):10.1f} s"
                 f" {found.gap:9.0f} / {found.bound:.0f} {found.loads:8} {found.seconds:9.0f} s"
                 f" {time.perf_counter() - started:7.1f} s"
@@ -250,15 +261,27 @@ def report(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument("--rate", type=float, default=1.1, help="requests a second")
+    parser.add_argument("--load", type=float, default=0.7, help="mean arrival rate, as a part of the capacity")
     parser.add_argument("--tenants", type=int, default=200)
     parser.add_argument("--adapters", type=int, default=2000)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     default = Cost()
-    for name in ("step", "token", "adapter", "load"):
+    names = [constant.name for constant in fields(Cost)]
+    for name in names:
         parser.add_argument(f"--{name}-ms", type=float, default=1e3 * getattr(default, name))
-    report(parser.parse_args())
+    parser.add_argument("--fit", action="store_true", help="measure this machine's steps and simulate with them")
+    parser.add_argument("--layers", type=int, default=24, help="of the model that --fit measures")
+    parser.add_argument("--rounds", type=int, default=3, help="in which --fit measures each case")
+    arguments = parser.parse_args()
+    cost = Cost(**{name: getattr(arguments, f"{name}_ms") / 1e3 for name in names})
+    if arguments.fit:
+        from benchmarks.fitting import fit  # torch and a model, which a simulation does without
+
+        found = fit(arguments.layers, arguments.rounds)
+        cost = replace(cost, **found)
+        print("fitted: " + " ".join(f"--{name}-ms {1e3 * seconds:.4g}" for name, seconds in found.items()), flush=True)
+    report(cost, arguments)
 
 
 if __name__ == "__main__":
