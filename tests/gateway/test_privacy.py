@@ -1,5 +1,6 @@
 """What one tenant must never learn of another, and nobody from the logs."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ def test_a_prefix_of_one_version_is_not_met_by_another(buyer: Customer) -> None:
     assert cached(buyer, "support@v1", say) == 0
     assert cached(buyer, "support@v2", say) == 0
     assert cached(buyer, "support@v1", say) > 0
+
+
+async def test_a_request_id_that_others_use_too_crosses_no_answers(buyer: Customer, stranger: Customer) -> None:
+    """Other engines know requests by the id that the client chose."""
+    calls = [
+        (customer, model, f"question {n}")
+        for n in range(3)
+        for customer, model in ((buyer, "support"), (stranger, "notes"))
+    ]
+    alone = [customer.chat(model, say, tokens=20) for customer, model, say in calls]
+
+    async def same_id(customer: Customer, model: str, say: str) -> str:
+        answer = await customer.async_openai.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": say}],
+            max_tokens=20,
+            temperature=0,
+            extra_headers={"X-Request-ID": "one-for-all"},
+        )
+        return answer.choices[0].message.content or ""
+
+    assert await asyncio.gather(*(same_id(*call) for call in calls)) == alone
 
 
 def test_neither_prompts_nor_keys_reach_the_logs(platform: Any, buyer: Customer) -> None:

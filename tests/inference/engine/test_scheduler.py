@@ -255,6 +255,92 @@ def test_unloading_below_a_request_with_several_answers_waits_for_the_last_and_h
     assert engine.slots.tally.misses == 2
 
 
+def test_answers_that_are_left_one_by_one_below_an_unload_free_the_slot_with_the_last(
+    bench: Callable[..., Any],
+) -> None:
+    engine = bench()
+    answers = [engine.submit(digest="x", tokens=40) for _ in range(3)]
+    engine.steps(2)
+    engine.engine.ask(lambda: engine.slots.evict("x"))
+    for sequence in answers:
+        assert engine.slots.state("x") is not None
+        engine.engine.cancel(sequence)
+        engine.steps()
+    assert engine.slots.state("x") is None
+    after = engine.submit(digest="x")
+    engine.finish()
+    assert engine.ended(after).reason == "length"
+
+
+def test_as_many_adapters_as_slots_and_the_base_share_a_step_while_another_waits(bench: Callable[..., Any]) -> None:
+    """Other engines: N adapters and the base at once crash the scheduler."""
+    engine = bench(slots=3)
+    asked = [engine.submit(digest=digest, share=digest, tokens=12) for digest in ("x", "", "y", "z", "w")]
+    engine.finish()
+    assert all(engine.ended(sequence).reason == "length" for sequence in asked)
+    together = [{row.sequence.digest for row in plan.rows} for plan in engine.echo.plans]
+    assert {"x", "", "y", "z"} in together
+    assert all(len(digests - {""}) <= 3 for digests in together)
+
+
+@pytest.mark.parametrize("share", ["acme", "globex"], ids=["of the same tenant", "of another tenant"])
+def test_adapters_do_not_starve_behind_resident_ones_that_are_asked_for_without_end(
+    bench: Callable[..., Any], share: str
+) -> None:
+    engine = bench(slots=2, rows=4, patience=1.0, blocks=200)
+    cold = []
+    for step in range(200):
+        engine.submit(digest="pq"[step % 2], share="acme", tokens=6)
+        if step == 20:
+            cold = [engine.submit(digest=digest, share=share) for digest in ("rare", "rarer")]
+        engine.now[0] += 0.1
+        engine.steps()
+    assert all(engine.ended(sequence) for sequence in cold), "a cold adapter starved"
+
+
+def test_a_request_under_way_keeps_its_adapter_whatever_is_loaded_meanwhile(bench: Callable[..., Any]) -> None:
+    """Other engines: a hot load into its slot answers it with another tenant's adapter. The echo asserts the slot."""
+    engine = bench(slots=1, patience=0.1)
+    asked = engine.submit(digest="x", tokens=30)
+    engine.steps(2)
+    for digest in ("y", "z"):
+        engine.submit(digest=digest, share=digest)
+        engine.engine.ask(lambda: engine.slots.evict("x"))
+    for _ in range(20):
+        engine.now[0] += 0.1
+        engine.steps()
+        assert engine.echo.installed == {0: "x"}
+    engine.finish()
+    assert len(engine.tokens(asked)) == 30
+
+
+def test_a_known_prefix_of_an_adapter_is_met_again_even_after_its_reload(bench: Callable[..., Any]) -> None:
+    """Other engines switch prefix caching off as soon as adapters are on."""
+    engine = bench()
+    asked = []
+    for _ in range(3):
+        asked.append(engine.submit(prompt=10, digest="x"))
+        engine.finish()
+        engine.engine.ask(lambda: engine.slots.evict("x"))
+        engine.steps()
+    assert [sequence.cached for sequence in asked] == [0, 8, 8]
+    assert engine.slots.tally.misses == 3
+    assert engine.tokens(asked[0]) == engine.tokens(asked[2])
+
+
+@pytest.mark.parametrize("salt", ["", "acme", ":acme", "1:x:acme", "x" * 100_000, "\x00\n\u202eé", "acme\x00"])
+def test_a_salt_that_somebody_chose_crashes_nothing_and_meets_only_itself(bench: Callable[..., Any], salt: str) -> None:
+    engine = bench()
+    for digest, mine in (("x", "tenant-a"), ("x:1", "acme"), ("", "x:acme")):
+        engine.submit(prompt=10, digest=digest, salt=mine)
+    engine.finish()
+    first = engine.submit(prompt=10, digest="x", salt=salt)
+    engine.finish()
+    again = engine.submit(prompt=10, digest="x", salt=salt)
+    engine.finish()
+    assert (first.cached, again.cached) == (0, 8)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), blocks=st.integers(17, 40), slots=st.integers(1, 3))
 def test_random_schedules_keep_the_laws_and_end_every_request(
