@@ -74,20 +74,34 @@ def _quantiles(rail: Guardrail, stable: Grouped, canary: Grouped, samples: tuple
 
     The arm that should be lower has its values times 1 + margin. Where else the arms differ does not matter.
     """
-    quantile, shift = QUANTILES[rail.metric], OCTAVE * math.log2(1 + rail.margin)
+    quantile = QUANTILES[rail.metric]
     pairs = {Direction.HIGHER: [(stable, canary)], Direction.LOWER: [(canary, stable)]}
     pairs[Direction.BOTH] = pairs[Direction.HIGHER] + pairs[Direction.LOWER]
-    found = [_ranks(*pair, quantile, shift, rail.proves) for pair in pairs[rail.direction]]
+    found = [_ranks(*pair, quantile, rail) for pair in pairs[rail.direction]]
     harm = min(1.0, len(found) * min(harm for harm, _ in found))
     harmless = max((harmless for _, harmless in found if harmless is not None), default=None)
     return Comparison(stable.quantile(quantile), canary.quantile(quantile), harm, harmless, samples)
 
 
-def _ranks(low: Grouped, high: Grouped, quantile: float, shift: float, proves: bool) -> tuple[float, float | None]:
-    """harm and harmless, where harm is that `high` exceeds `low`, moved up by `shift` bins."""
+def _ranks(low: Grouped, high: Grouped, quantile: float, rail: Guardrail) -> tuple[float, float | None]:
+    """harm and harmless, where harm is that `high` exceeds `low` times 1 + margin.
+
+    A margin is taken as whole bins, up for harm and down for harmless, so that where values lie in their bins, which
+    nobody knows, can't pass for either.
+    """
+    shift = OCTAVE * math.log2(1 + rail.margin)
+    moved, others = _parted(low, high, quantile, math.ceil(shift))
+    harm = _excess(others, moved, 0.0)
+    if not rail.proves:
+        return harm, None
+    moved, others = _parted(low, high, quantile, math.floor(shift))
+    return harm, _excess(moved, others, 0.0)
+
+
+def _parted(low: Grouped, high: Grouped, quantile: float, shift: int) -> tuple[Above, Above]:
+    """Both arms above their common quantile, `low` moved up by `shift` bins."""
     edge = threshold(low.bins, high.bins, quantile, shift)
-    moved, others = low.above(edge - shift), high.above(edge)
-    return _excess(others, moved, 0.0), _excess(moved, others, 0.0) if proves else None
+    return low.above(edge - shift), high.above(edge)
 
 
 def _excess(more: Above, less: Above, margin: float) -> float:

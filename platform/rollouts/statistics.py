@@ -177,11 +177,14 @@ def beyond(bins: Counts, edge: float) -> Floats:
     return np.asarray(above - (edge - whole) * bins[..., whole] if edge > whole and whole < bins.shape[-1] else above)
 
 
-def threshold(low: Counts, high: Counts, quantile: float, shift: float) -> int:
-    """The edge of a bin with about 1 - quantile of both above it, those of `low` moved up by `shift` bins."""
+def threshold(low: Counts, high: Counts, quantile: float, shift: int) -> float:
+    """The edge with 1 - quantile of both above it, those of `low` moved up by `shift` bins.
+
+    It is a place within a bin, so a bin that holds many, or all of an arm, is parted in the same ratio for both arms.
+    """
     edges = np.arange(low.shape[-1] + 1)
     above = np.interp(edges - shift, edges, _above(low)) + _above(high)
-    return int(np.argmin(np.abs(above - (1 - quantile) * above[0])))
+    return float(np.interp((1 - quantile) * above[0], above[::-1], edges[::-1]))
 
 
 def _above(bins: Counts) -> Floats:

@@ -118,9 +118,16 @@ def test_an_estimated_spread_is_less_certain_than_a_known_one() -> None:
 def test_a_threshold_leaves_the_quantile_of_both_arms_below_it() -> None:
     generator = np.random.default_rng(2)
     low, high = (np.bincount(generator.integers(0, 100, 10_000), minlength=100) for _ in range(2))
-    edge = threshold(low, high, 0.9, shift=10.5)
-    above = float(beyond(low, edge - 10.5)) + float(beyond(high, edge))
-    assert above == pytest.approx(2000, abs=120)
+    edge = threshold(low, high, 0.9, shift=10)
+    above = float(beyond(low, edge - 10)) + float(beyond(high, edge))
+    assert above == pytest.approx(2000)
     assert quantile_of(low, 0.5) == pytest.approx(50, abs=2)
     assert float(beyond(low, -3)) == 10_000
     assert float(beyond(low, 1000)) == 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(10, 90), (90, 10), (50, 50), (98, 99)])
+def test_a_threshold_parts_arms_that_are_each_in_one_bin(low: int, high: int) -> None:
+    arms = [200 * (np.arange(100) == place) for place in (low, high)]
+    edge = threshold(*arms, 0.95, shift=0)
+    assert sum(float(beyond(arm, edge)) for arm in arms) == pytest.approx(20)

@@ -66,6 +66,57 @@ def test_a_canary_with_a_slower_first_token_fails() -> None:
     assert judged(arm(800, 2, slow=0.5)).kind is Kind.SUCCESS
 
 
+def timed(*seconds: float, times: int = 200) -> Window:
+    """Each request of a unit of its own, with these times in turn."""
+    return Window.of(Sample(f"{seconds[0]}-{n}", first_token=seconds[n % len(seconds)]) for n in range(times))
+
+
+SPREAD = tuple(0.1 * (1 + 0.002 * n) for n in range(-10, 10))
+OUTLIER = (*[3.0] * 99, 100.0)  # one in a hundred
+
+
+@pytest.mark.parametrize("canary", [timed(3.0), timed(*OUTLIER), timed(*(30 * value for value in SPREAD))])
+@pytest.mark.parametrize("stable", [timed(0.1), timed(*SPREAD), timed(0.1, times=2000), timed(*[0.1] * 99, 100.0)])
+def test_a_slow_canary_fails_however_little_the_times_of_either_arm_vary(canary: Window, stable: Window) -> None:
+    assert judged(canary, FIRST_TOKEN, stable=stable).kind is Kind.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary"), [((0.1,), (0.3,)), (SPREAD, (0.3,)), ((0.1,), tuple(3 * v for v in SPREAD))]
+)
+def test_twenty_times_more_of_stable_hide_nothing(stable: tuple[float, ...], canary: tuple[float, ...]) -> None:
+    verdict = judged(timed(*canary, times=100), FIRST_TOKEN, stable=timed(*stable, times=2000))
+    assert verdict.kind is Kind.FAILURE
+
+
+@pytest.mark.parametrize("stable", [1e-9, 0.05, 0.1, 0.1001, 0.104, 0.7, 3.0, 1e9])
+@pytest.mark.parametrize("factor", [0.03, 0.97, 1.0, 1.05, 1.0999])
+@pytest.mark.parametrize("sizes", [(200, 200), (4000, 200), (200, 4000)])
+def test_constant_times_within_the_margin_are_no_harm(stable: float, factor: float, sizes: tuple[int, int]) -> None:
+    low, high = (timed(value, times=size) for value, size in zip((stable, factor * stable), sizes, strict=True))
+    assert decide((FIRST_TOKEN,), low, high, look=0, steps=1, samples=200).kind is Kind.SUCCESS
+    (found,) = judged(high, Guardrail.of(Metric.FIRST_TOKEN, margin=0.1), stable=low).findings
+    assert found.p == 1
+
+
+@pytest.mark.parametrize(("margin", "ruled_out"), [(0.1, True), (0.0, False)])
+def test_equal_constants_rule_harm_out_where_there_is_a_margin(margin: float, ruled_out: bool) -> None:
+    rail = Guardrail.of(Metric.FIRST_TOKEN, margin=margin, assurance=Assurance.RULED_OUT)
+    (found,) = judged(timed(0.1, times=1000), rail, stable=timed(0.1, times=1000)).findings
+    assert found.p == 1
+    assert (found.standing is Standing.FINE) == ruled_out
+
+
+@pytest.mark.parametrize(("stable", "canary"), [((2000, 1), (100, 40)), ((100, 1), (2000, 40)), ((200, 40), (200, 1))])
+def test_answers_of_one_length_may_not_become_those_of_another(
+    stable: tuple[int, int], canary: tuple[int, int]
+) -> None:
+    low, high = (Window.of(Sample(f"{size}-{n}", tokens=size) for n in range(of)) for of, size in (stable, canary))
+    rail = Guardrail.of(Metric.LENGTH)
+    assert decide((rail,), low, high, look=0, steps=1, samples=100).kind is Kind.FAILURE
+    assert decide((rail,), low, low, look=0, steps=1, samples=100).kind is Kind.SUCCESS
+
+
 def test_within_the_margin_nothing_fails() -> None:
     assert judged(arm(2000, 2, errors=0.05), Guardrail.of(Metric.ERRORS, margin=0.05)).kind is Kind.SUCCESS
     assert judged(arm(2000, 2, slow=1.5), Guardrail.of(Metric.FIRST_TOKEN, margin=0.6)).kind is Kind.SUCCESS
