@@ -128,6 +128,6 @@ def test_a_threshold_leaves_the_quantile_of_both_arms_below_it() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(10, 90), (90, 10), (50, 50), (98, 99)])
 def test_a_threshold_parts_arms_that_are_each_in_one_bin(low: int, high: int) -> None:
-    arms = [200 * (np.arange(100) == place) for place in (low, high)]
-    edge = threshold(*arms, 0.95, shift=0)
-    assert sum(float(beyond(arm, edge)) for arm in arms) == pytest.approx(20)
+    below, above = (200 * (np.arange(100) == place) for place in (low, high))
+    edge = threshold(below, above, 0.95, shift=0)
+    assert float(beyond(below, edge)) + float(beyond(above, edge)) == pytest.approx(20)
