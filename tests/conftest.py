@@ -36,7 +36,7 @@ import django  # noqa: E402
 django.setup()  # here rather than in pytest-django's own time, so that tests can import models at the top
 
 from django.db import connection  # noqa: E402
-from django.test import TransactionTestCase  # noqa: E402
+from django.test import Client, TransactionTestCase  # noqa: E402
 from rest_framework.test import APIClient  # noqa: E402
 
 from apikeys.models import Scope  # noqa: E402
@@ -45,6 +45,7 @@ from audit.services import SYSTEM  # noqa: E402
 from config import env, processes  # noqa: E402
 from config.services import Postgres, Redis  # noqa: E402
 from inference.client import EngineClient  # noqa: E402
+from tests.database import web_role  # noqa: E402
 from tests.processes import Platform, Up, free_port, wait_for  # noqa: E402
 
 RUN = env.load().run
@@ -154,6 +155,19 @@ def _emptied_past_the_audit_triggers() -> None:
                 cursor.execute("SET session_replication_role = origin")
 
     django_s._fixture_teardown = past_triggers
+
+
+@pytest.fixture(autouse=True)
+def _requests_run_as_the_web_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test prepares and looks as the tables' owner; what it asks for over HTTP is done by the role of the web."""
+    django_s: Any = Client
+    ask = django_s.request
+
+    def as_web_role(client: Client, **request: Any) -> Any:
+        with web_role():
+            return ask(client, **request)
+
+    monkeypatch.setattr(Client, "request", as_web_role)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from rest_framework.request import Request
 from apikeys.models import ApiKey
 from audit.requests import request_id
 from audit.services import Actor
+from tenants import isolation
 from tenants.models import Tenant
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class HasScope(BasePermission):
         scope = view.scopes.get("GET" if request.method == "HEAD" else request.method or "")
         if scope is None or not _may(request, scope):
             return False
-        view.tenant = _tenant_of(request)
+        view.tenant = _put_in_scope(request)
         view.actor = actor_of(request)
         if view.needs_tenant and view.tenant is None:
             raise ValidationError({"tenant": "Name the tenant: ?tenant=<slug>."})
@@ -53,6 +54,16 @@ def _may(request: Request, scope: str) -> bool:
     if isinstance(request.auth, ApiKey):
         return request.auth.may(scope)
     return bool(request.user and request.user.is_active and request.user.is_superuser)
+
+
+def _put_in_scope(request: Request) -> Tenant | None:
+    """The request's tenant, whose rows and no others it sees from here on; None for an operator, who sees all."""
+    if not isinstance(request.auth, ApiKey) or request.auth.tenant is None:
+        isolation.show_every_tenant_to_an_operator()
+    tenant = _tenant_of(request)
+    if tenant is not None:
+        isolation.confine(tenant.pk)
+    return tenant
 
 
 def _tenant_of(request: Request) -> Tenant | None:

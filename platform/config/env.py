@@ -60,6 +60,9 @@ class Env(BaseSettings):
     debug: bool = False
     rollback_hours: float = Field(default=24, ge=0, le=24 * 365)  # how long a version that an alias left is kept for it
     database_pool: int = Field(default=0, ge=0, le=1000)  # connections that a process shares; 0: one per thread
+    # What the web process may do in the database: a role that `migrate` makes, bound to the tenants in scope.
+    web_role: str = Field(default="lorayard_web", pattern=r"^[a-z_][a-z0-9_]{0,62}$")  # "none": as the tables' owner
+    database_role: str = Field(default="", pattern=r"^([a-z_][a-z0-9_]{0,62})?$")  # assumed by this process; "": none
     database_url: str = Field(default="", repr=False, validation_alias=AliasChoices("DATABASE_URL"))
     redis_url: str = Field(default="", repr=False, validation_alias=AliasChoices("REDIS_URL"))
     secret_key: str = Field(default="", repr=False, min_length=32, validation_alias=AliasChoices("SECRET_KEY"))

@@ -38,6 +38,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "tenants.isolation.begins_with_nobody",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -74,13 +75,13 @@ TEMPLATES = [
 POOL = {"min_size": 1, "timeout": 5, "reconnect_timeout": 3}
 
 
-def _database(url: str, pool: int) -> dict[str, Any]:
+def _database(url: str, pool: int, role: str) -> dict[str, Any]:
     """Django's form of a PostgreSQL URL. The query's `host` wins, as in libpq: it is how a URL names a Unix socket."""
     parts = urlsplit(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     host = query.pop("host", "") or unquote(parts.hostname or "")
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "tenants.postgresql",
         "NAME": unquote(parts.path.lstrip("/")),
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
@@ -93,11 +94,12 @@ def _database(url: str, pool: int) -> dict[str, Any]:
             "connect_timeout": 5,
             **query,
             **({"pool": {**POOL, "max_size": pool}} if pool else {}),
+            **({"assume_role": role} if role else {}),
         },
     }
 
 
-DATABASES = {"default": _database(LORAYARD.database_url, LORAYARD.database_pool)}
+DATABASES = {"default": _database(LORAYARD.database_url, LORAYARD.database_pool, LORAYARD.database_role)}
 
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": LORAYARD.redis_url}}
 

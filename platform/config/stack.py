@@ -60,6 +60,7 @@ class Stack:
             *("--ws", "websockets-sansio", "--ws-max-size", str(4 * 2**20)),
             *("--timeout-graceful-shutdown", "5", "--no-access-log", "--no-server-header"),
             OMP_NUM_THREADS="1",
+            LORAYARD_DATABASE_ROLE=self.env.web_role,
             LORAYARD_DATABASE_POOL=str(self.env.database_pool or DATABASE_CONNECTIONS),
         )
 

@@ -13,6 +13,8 @@ from django.http import HttpRequest
 
 from audit.requests import request_id
 from audit.services import Actor
+from tenants import isolation
+from tenants.isolation import across_every_tenant
 from tenants.models import Role, Tenant
 
 RANKS = [Role.VIEWER, Role.EDITOR, Role.OWNER]
@@ -53,6 +55,15 @@ def access_of(request: HttpRequest) -> Access:
     return known
 
 
+def put_in_scope(request: HttpRequest) -> None:
+    """From here on the request sees the rows of the person's tenants; an operator's those of all."""
+    access = access_of(request)
+    if access.operator:
+        isolation.show_every_tenant_to_an_operator()
+    else:
+        isolation.confine(*access.tenants)
+
+
 def actor_of(request: HttpRequest) -> Actor:
     """The person, as the audit chain names them."""
     return Actor(
@@ -69,7 +80,8 @@ def _read(user: Any) -> Access:
         return Access()
     if user.is_superuser:
         return Access(operator=True)
-    return Access(roles={tenant: Role(role) for tenant, role in user.memberships.values_list("tenant_id", "role")})
+    with across_every_tenant():  # memberships say whose rows the person sees
+        return Access(roles={tenant: Role(role) for tenant, role in user.memberships.values_list("tenant_id", "role")})
 
 
 def _reaches(held: Role | None, needed: Role | None) -> bool:

@@ -14,7 +14,8 @@ from django.urls import URLPattern, path, reverse
 
 from audit.models import Action
 from audit.services import record
-from console.access import actor_of
+from console.access import actor_of, put_in_scope
+from tenants.isolation import across_every_tenant
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite, ModelAdmin
@@ -66,7 +67,8 @@ class ConsoleSite(AdminSite):
             response = super().password_change(request, extra_context)
             if request.method == "POST" and response.status_code == 302:
                 target = f"user:{request.user.pk}"
-                record(Action.USER_PASSWORD_CHANGED, tenant=None, actor=actor_of(request), target=target)
+                with across_every_tenant():  # the platform's chain is no tenant's
+                    record(Action.USER_PASSWORD_CHANGED, tenant=None, actor=actor_of(request), target=target)
         return response
 
     def shows(self, model: str, request: HttpRequest) -> bool:
@@ -117,6 +119,7 @@ def guarded(view: View) -> View:
     def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if "\0" in request.path or any("\0" in text for pair in request.GET.lists() for text in (pair[0], *pair[1])):
             raise BadRequest("NUL in the address")
+        put_in_scope(request)
         response = view(request, *args, **kwargs)
         response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
         return response

@@ -18,6 +18,7 @@ from apikeys import services
 from apikeys.models import ApiKey, Scope
 from gateway.database import query
 from gateway.errors import Forbidden, Unauthorized
+from tenants import isolation
 from tenants.models import Tenant
 
 TTL = 0.5  # seconds
@@ -57,13 +58,17 @@ class Caller:
 
 
 async def authenticate(headers: Mapping[str, str]) -> Caller:
-    """Raises Unauthorized for any key that is not in order, Forbidden for one that may not infer."""
+    """Who calls, whose tenant's rows the request sees from here on.
+
+    Raises Unauthorized for any key that is not in order, Forbidden for one that may not infer.
+    """
     token = bearer(headers.get("authorization", ""))
     if token is None:
         raise Unauthorized
     caller = await _known.get(token)
     if caller is None:
         raise Unauthorized
+    isolation.confine(caller.tenant.pk)
     return caller
 
 

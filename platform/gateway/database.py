@@ -6,6 +6,7 @@ Nothing that streams may hold a thread or a connection, so that open streams cos
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -20,8 +21,11 @@ _executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gateway-db")
 
 
 async def query(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`function`'s result, from a thread where it may use the ORM. What it returns must need no further queries."""
-    call = partial(_call, partial(function, *args, **kwargs))
+    """`function`'s result, from a thread where it may use the ORM, with the tenants in scope that are so here.
+
+    What it returns must need no further queries.
+    """
+    call = partial(copy_context().run, _call, partial(function, *args, **kwargs))
     return await asyncio.get_running_loop().run_in_executor(_executor, call)
 
 

@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, ProgrammingError, transaction
 from django.utils import timezone
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
@@ -25,6 +25,7 @@ from prometheus_client import Counter as Metric
 
 from rollouts.models import Arm, Outcome, Sample
 from rollouts.routing import Trial
+from tenants.isolation import within
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +156,10 @@ def record(observations: Iterable[Observation]) -> set[UUID]:
     One transaction per tenant. What belongs to a rollout that is gone is dropped.
     """
     failed: set[UUID] = set()
-    for _, own in groupby(sorted(observations, key=lambda o: o.trial.tenant), key=lambda o: o.trial.tenant):
+    for tenant, own in groupby(sorted(observations, key=lambda o: o.trial.tenant), key=lambda o: o.trial.tenant):
         samples = [observation.sample() for observation in own]
-        _keep(samples)
+        with within(tenant):
+            _keep(samples)
         failed |= {s.rollout_id for s in samples if s.arm == Arm.CANARY and s.outcome == Outcome.ERROR}
     return failed
 
@@ -166,7 +168,7 @@ def _keep(samples: list[Sample]) -> None:
     try:
         with transaction.atomic():
             Sample.objects.bulk_create(samples)
-    except IntegrityError:
+    except (IntegrityError, ProgrammingError):  # the latter where the tenant can't see such a rollout
         log.info("a rollout is gone, and %s samples with it", len(samples))
         return
     for sample in samples:

@@ -31,6 +31,7 @@ from registry.errors import EngineUnavailable, PinsSpent, QuotaExceeded, Version
 from registry.models import State, Version, VersionQuerySet
 from registry.services import quotas
 from registry.services.adapters import locked
+from tenants.isolation import across_every_tenant
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def evict_version(version: Version, *, actor: Actor) -> Place:
     What runs on it ends first. Raises EngineUnavailable when the engine wasn't told; ask again then.
     """
     _unpin(version, Action.VERSION_EVICTED, actor)
-    if _wanted(version) or _others(version).filter(state=State.READY).exists():
+    if _wanted(version) or _exists(_others(version).filter(state=State.READY)):
         return locate(version)
     return _place(version, _ask(lambda client: client.evict(version.digest, timeout=PATIENCE)))
 
@@ -165,7 +166,9 @@ def _check_quota(version: Version) -> None:
 
 def _check_slots(version: Version, residency: Residency) -> None:
     digests = Version.objects.exclude(pinned_at=None).exclude(digest=version.digest).values("digest").distinct()
-    if (digests.count() + 1) * SHARE > residency.slots:
+    with across_every_tenant():  # the slots are everybody's
+        pinned = digests.count()
+    if (pinned + 1) * SHARE > residency.slots:
         raise PinsSpent("As many versions are pinned as the engine can keep; the operator can give it more slots.")
 
 
@@ -176,7 +179,13 @@ def _others(version: Version) -> VersionQuerySet:
 
 def _wanted(version: Version) -> bool:
     """Whether any version with these files is pinned."""
-    return Version.objects.filter(digest=version.digest).exclude(pinned_at=None).exists()
+    return _exists(Version.objects.filter(digest=version.digest).exclude(pinned_at=None))
+
+
+def _exists(versions: VersionQuerySet) -> bool:
+    """Whether there are such versions, whosever they are; no more than that leaves here."""
+    with across_every_tenant():
+        return versions.exists()
 
 
 def _hold(digest: str) -> None:
@@ -195,7 +204,7 @@ def _place(version: Version, state: AdapterState | None) -> Place:
     pinned = version.pinned_at is not None
     if state is None or not version.digest:
         return Place("absent", "store", 0, 0, pinned, False)
-    alone = not _others(version).kept().exists()
+    alone = not _exists(_others(version).kept())
     return Place(state.state, state.tier, state.bytes, state.running if alone else None, pinned, state.pinned)
 
 

@@ -14,6 +14,7 @@ from rollouts.errors import RolloutOver
 from rollouts.models import ROUTED, Arm, Cause, Feedback, Outcome, Rollout, Sample, Step
 from rollouts.services.changes import roll_back
 from rollouts.windows import Window
+from tenants.isolation import across_every_tenant, within
 
 LAG = timedelta(seconds=2)  # longer than the transaction that keeps a batch of samples
 RECENT = 20  # samples of an arm that the tripwire looks at
@@ -44,9 +45,15 @@ def gather(rollout: Rollout, step: Step) -> Windows:
 
 def trip(rollout_id: UUID) -> bool:
     """Roll back at once if the canary's latest requests say so. Called by whoever kept a canary's failed request."""
-    rollout = Rollout.objects.filter(pk=rollout_id, state__in=ROUTED).first()
+    with across_every_tenant():  # the caller keeps what it saw of all tenants' requests
+        rollout = Rollout.objects.select_related("adapter").filter(pk=rollout_id, state__in=ROUTED).first()
     if rollout is None:
         return False
+    with within(rollout.adapter.tenant_id):
+        return _trip(rollout)
+
+
+def _trip(rollout: Rollout) -> bool:
     reason = verdicts.tripped(_recent(rollout, Arm.CANARY), _recent(rollout, Arm.STABLE))
     if reason is None:
         return False
