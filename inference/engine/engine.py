@@ -103,14 +103,14 @@ class Engine:
             self._notes.popleft()()
         plan = self.scheduler.plan()
         if plan:
-            started = time.monotonic()
+            started, adapters = time.monotonic(), plan.adapters  # who ends in this step lets go of its slot
             try:
                 output = self._runner.run(plan)
                 self.scheduler.commit(plan, output)
             except Exception:
                 self._give_up(plan)
             else:
-                self._account(plan, output, started)
+                self._account(plan, output, started, adapters)
         if self._check:
             self.scheduler.check()
         self._publish()
@@ -124,14 +124,14 @@ class Engine:
             if row.sequence in self.scheduler.live:
                 self.scheduler.fail(row.sequence, Internal("The engine failed while it computed this request."))
 
-    def _account(self, plan: Plan, output: list[Sampled | None], started: float) -> None:
+    def _account(self, plan: Plan, output: list[Sampled | None], started: float, adapters: int) -> None:
         generated = sum(sampled is not None for sampled in output)
         self.last_forward = time.monotonic()
         self.steps += 1
         self.step_seconds += self.last_forward - started
         self.generated_tokens += generated
         self.prompt_tokens += sum(row.prompt_tokens for row in plan.rows)
-        self.steps_by_adapters[plan.adapters] += 1
+        self.steps_by_adapters[adapters] += 1
         self.steps_by_rows[len(plan.rows)] += 1
 
     def _publish(self) -> None:

@@ -119,3 +119,12 @@ def test_a_requests_logits_are_bit_by_bit_the_same_alone_and_in_a_crowd(workshop
         asked = alone.submit(prompt, name, max_tokens=2)
         alone.run()
         assert torch.equal(alone.logits[asked], crowd.logits[together[name]]), name or "base"
+
+
+def test_a_step_in_which_requests_end_counts_their_adapters_too(workshop: Any) -> None:
+    base = workshop.base("qwen2")
+    driver = workshop.engine(base, adapters_for(workshop, base, "qwen2"), blocks=400, rows=32)
+    for name in ("attention", "everything"):
+        driver.submit(workshop.prompt(5), name, max_tokens=1)
+    driver.run()
+    assert sum(adapters * steps for adapters, steps in driver.engine.steps_by_adapters.items()) == 2
