@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from django.http import Http404
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import MethodNotAllowed, ValidationError
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
@@ -21,7 +21,7 @@ class HasScope(BasePermission):
     """A key with the view's scope for the method, or an operator by the console's session.
 
     A key sees its own tenant; naming another (`?tenant=`) is the same 404 as naming none that exists. Operators name
-    any.
+    any. A method that the view lacks is a 405 to whoever is known, whatever their scopes.
     """
 
     def has_permission(self, request: Request, view: "APIView") -> bool:
@@ -30,6 +30,8 @@ class HasScope(BasePermission):
         if not isinstance(view, Management):
             return False
         scope = view.scopes.get("GET" if request.method == "HEAD" else request.method or "")
+        if scope is None and request.successful_authenticator:
+            raise MethodNotAllowed(request.method or "")
         if scope is None or not _may(request, scope):
             return False
         view.tenant = _put_in_scope(request)

@@ -66,7 +66,7 @@ class TenantSchema(AutoSchema):
 class Management(GenericAPIView[M]):
     """Base of the views under /api/v1/.
 
-    `scopes` maps each HTTP method to the scope it needs; a method without one is refused. `needs_tenant` views answer
+    `scopes` maps each HTTP method to the scope it needs; the view has no others. `needs_tenant` views answer
     400 to an operator who names none. The permission class sets `tenant` and `actor` before a handler runs.
     """
 

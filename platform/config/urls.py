@@ -1,9 +1,10 @@
 """Every URL's first segment and who answers it."""
 
-from django.urls import URLPattern, URLResolver, include, path
+from django.urls import URLPattern, URLResolver, include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from config import health
+from config.nowhere import nowhere
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("healthz", health.live, name="healthz"),
@@ -19,6 +20,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v1/", include("webhooks.urls")),
     path("api/v1/", include("rollouts.urls")),
     path("api/v1/", include("audit.urls")),
+    re_path(r"^(?:api/)?v1(?:/|$)", nowhere),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("", include("console.urls")),

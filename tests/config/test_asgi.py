@@ -50,6 +50,14 @@ def test_the_api_page_is_there(platform: Platform) -> None:
     assert {httpx.get(platform.url + source).status_code for source in sources} == {200}
 
 
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/none", "/v1/chat/none", "/v1/uploads/none/none", "/api/v1/none"])
+def test_what_no_api_serves_is_a_404_in_its_shape(platform: Platform, path: str) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        answer = httpx.request(method, platform.url + path)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
 @pytest.mark.parametrize("path", ["/", "/v1/nothing", "/console"])
 def test_a_socket_that_nobody_serves_is_refused_before_it_opens(platform: Platform, path: str) -> None:
     with pytest.raises(InvalidStatus) as refused, connect(platform.url.replace("http", "ws") + path):
