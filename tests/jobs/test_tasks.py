@@ -7,25 +7,23 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 from django.core.files import File
 from django.db import connection, transaction
 
 from audit.services import SYSTEM
-from config.celery import app
 from jobs import tasks
 from registry.models import State, Version
 from registry.services import ensure_adapter, register_base_model, upload_version
 from tenants.models import Tenant
 from tests.processes import wait_for
+from tests.workers import working
 
 
 @pytest.fixture
 def worker(transactional_db: None, settings: Any, tmp_path: Path) -> Iterator[None]:
     home = tmp_path / "home"
     settings.LORAYARD = settings.LORAYARD.model_copy(update={"home": home, "store_url": f"file://{home}/store"})
-    app.control.purge()
-    with start_worker(app, perform_ping_check=False, pool="solo"):
+    with working("celery"):
         yield
 
 

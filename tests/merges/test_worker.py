@@ -4,20 +4,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 
-from config.celery import app
 from merges.models import Merge, State
 from registry.models import State as VersionState
 from registry.models import Version
 from tenants.models import Tenant
 from tests.processes import wait_for
+from tests.workers import working
 
 
 @pytest.fixture
 def worker(transactional_db: None) -> Iterator[None]:
-    app.control.purge()
-    with start_worker(app, perform_ping_check=False, pool="solo", queues=["celery", "background"]):
+    with working("celery", "background"):
         yield
 
 

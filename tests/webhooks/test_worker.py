@@ -4,22 +4,20 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 from django.db import transaction
 
 from audit.services import SYSTEM
-from config.celery import app
 from tenants.models import Tenant
 from tests.processes import wait_for
 from tests.webhooks.conftest import Receiver
+from tests.workers import working
 from webhooks import delivery, services
 from webhooks.models import Delivery, State
 
 
 @pytest.fixture
 def worker(transactional_db: None) -> Iterator[None]:
-    app.control.purge()
-    with start_worker(app, perform_ping_check=False, pool="solo", queues=["webhooks"]):
+    with working("webhooks"):
         yield
 
 
