@@ -21,7 +21,10 @@ STOP = 999
 
 @dataclass
 class Echo:
-    """A model that answers each token with the next number, plus 1000 for the adapter that sits in the row's slot."""
+    """A model that answers each token with the next number, plus 1000 for the adapter that sits in the row's slot.
+
+    Every plan has a slot for each of its adapters; an adapter never has two.
+    """
 
     installed: dict[int, str] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
@@ -29,6 +32,7 @@ class Echo:
 
     def run(self, plan: Plan) -> list[Sampled | None]:
         self.plans.append(plan)
+        assert plan.adapters == len({row.sequence.digest for row in plan.rows} - {""}), "adapters share a slot"
         if self.fails:
             raise RuntimeError("the model is broken")
         return [Sampled(self._answer(row.sequence)) if row.samples else None for row in plan.rows]
