@@ -11,7 +11,7 @@ from django.http.response import HttpResponseBase
 from gateway import logprobs, prompts, trials
 from gateway.authentication import Caller
 from gateway.generation import Run, Usage
-from gateway.schemas import ChatMessage, ChatRequest
+from gateway.schemas.chat import ChatMessage, ChatRequest
 from gateway.stream import DONE, answer, sse
 from gateway.views import GatewayRequest, endpoint
 from inference.client import Delta, PositionLogprobs

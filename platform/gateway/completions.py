@@ -12,7 +12,7 @@ from gateway import logprobs, prompts, trials
 from gateway.authentication import Caller
 from gateway.chat import usage
 from gateway.generation import Run
-from gateway.schemas import CompletionRequest
+from gateway.schemas.completions import CompletionRequest
 from gateway.stream import DONE, answer, sse
 from gateway.views import GatewayRequest, endpoint
 from inference.client import Delta, PositionLogprobs

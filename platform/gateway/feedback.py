@@ -13,7 +13,8 @@ from pydantic_core import from_json
 from gateway.authentication import Caller
 from gateway.database import query
 from gateway.errors import BadRequest
-from gateway.schemas import Schema, named
+from gateway.schemas.refusals import named
+from gateway.schemas.request import Schema
 from gateway.views import GatewayRequest, endpoint, json_response
 from rollouts import services
 

@@ -14,7 +14,7 @@ from gateway.authentication import Caller
 from gateway.errors import ContextExceeded
 from gateway.exchange import Exchange
 from gateway.prompts import context_of
-from gateway.schemas import Request
+from gateway.schemas.request import Request
 from inference.client import (
     AdapterMissing,
     AdapterUnavailable,

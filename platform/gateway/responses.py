@@ -16,7 +16,7 @@ from gateway.authentication import Caller
 from gateway.errors import ApiError, BadRequest
 from gateway.exchange import Exchange
 from gateway.generation import Run, Usage, Whole
-from gateway.schemas import InputItem, ResponsesRequest
+from gateway.schemas.responses import InputItem, ResponsesRequest
 from gateway.stream import EventStream, cut, labelled, sse
 from gateway.views import GatewayRequest, endpoint, json_response
 from inference.client import Delta, PositionLogprobs

@@ -15,7 +15,7 @@ from gateway.database import query
 from gateway.errors import BadRequest, Forbidden
 from gateway.exchange import Exchange
 from gateway.prompts import Turn
-from gateway.schemas import Request
+from gateway.schemas.request import Request
 from rollouts import routing
 from rollouts.assignment import Units
 from rollouts.models import Arm

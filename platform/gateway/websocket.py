@@ -21,7 +21,7 @@ from gateway.errors import ApiError, BadRequest, Busy, Refused, TooLarge, transl
 from gateway.exchange import Exchange
 from gateway.prompts import Turn
 from gateway.responses import Data, Shape, begin, turns, unknown_previous
-from gateway.schemas import ResponsesRequest
+from gateway.schemas.responses import ResponsesRequest
 from gateway.stream import cut
 
 ROUTE = "responses.websocket"

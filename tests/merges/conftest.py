@@ -12,9 +12,12 @@ from django.conf import settings as configured
 from django.db import connection
 
 from audit.services import SYSTEM
-from merges.models import Merge, Method
-from merges.services import Source, merge_into_base, merge_versions, running
+from merges.models import Merge, Method, State
+from merges.services import Source, merge_into_base, merge_versions, run_merge, running
 from registry.models import Version
+from registry.services import ensure_adapter
+from tenants.models import Tenant
+from tests.merges.asking import Pushes, Run
 from tests.processes import ROOT, environment
 from tests.registry.conftest import base, home, peft_folders, push, spec
 
@@ -95,3 +98,22 @@ def desert() -> Callable[[UUID], None]:
         Merge.objects.filter(pk=merge).update(leased_until="2020-01-01T00:00:00Z")
 
     return run_out
+
+
+@pytest.fixture
+def run(django_capture_on_commit_callbacks: Any) -> Run:
+    """Works on a merge as a worker does, where every transaction is committed."""
+
+    def work(told: Any, **named: Any) -> State | None:
+        with django_capture_on_commit_callbacks(execute=True):
+            return run_merge(told["id"], **named)
+
+    return work
+
+
+@pytest.fixture
+def two(acme: Tenant, push: Pushes) -> list[Version]:
+    """support@v1 and query@v1 of acme, which also has the name `mixed`."""
+    made = [push(acme, "support"), push(acme, "query", 1)]
+    ensure_adapter(acme, "mixed", actor=SYSTEM)
+    return made

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from config.env import Env
 from registry.models import BaseModel, Version
 from registry.services import ensure_adapter, upload_version, validate_version
 from tenants.models import Tenant
-
-Commits = Callable[..., AbstractContextManager[Any]]
+from tests.registry.callers import Caller, Clients, Commits
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +104,13 @@ def left_behind(home: Path) -> Callable[[], set[str]]:
     return lambda: (
         {name for name in _files(home) if name.startswith(("quarantine", "store"))} if home.exists() else set()
     )
+
+
+@pytest.fixture
+def caller(acme: Tenant, client_of: Clients, django_capture_on_commit_callbacks: Commits) -> Caller:
+    return Caller(client_of(acme), django_capture_on_commit_callbacks)
+
+
+@pytest.fixture
+def stranger(globex: Tenant, client_of: Clients, django_capture_on_commit_callbacks: Commits) -> Caller:
+    return Caller(client_of(globex), django_capture_on_commit_callbacks)

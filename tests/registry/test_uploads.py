@@ -1,30 +1,24 @@
 """Files that come in parts: in any order, cut off and gone on with, until a version takes them or their time is up."""
 
 import hashlib
-import io
-import threading
-import zipfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.files.base import ContentFile
 from django.db import connection
 from django.utils import timezone
 from openai import BadRequestError, NotFoundError, OpenAI
-from rest_framework.test import APIClient
-from safetensors.torch import load_file, save_file
 
 from adapters.limits import DEFAULT
 from audit.models import Event
 from audit.services import SYSTEM
 from audit.verification import verify
 from registry import assembly
-from registry.errors import QuotaExceeded, UploadMalformed
+from registry.errors import UploadMalformed
 from registry.intake import Upload, UploadState
 from registry.models import BaseModel, State, Version
 from registry.quarantine import Landing
@@ -32,65 +26,14 @@ from registry.services import (
     add_part,
     complete_upload,
     create_upload,
-    ensure_adapter,
     expire_uploads,
-    upload_version,
     validate_version,
 )
 from tenants.models import Tenant
-from tenants.services import change_tenant, create_tenant
+from tenants.services import create_tenant
 from tests.processes import Platform, wait_for
+from tests.registry.callers import Caller, Clients, Commits, LeftBehind, at_once, only
 from tests.registry.test_upload import CONFIG, WEIGHTS, zipped
-
-Commits = Callable[..., AbstractContextManager[Any]]
-Clients = Callable[..., APIClient]
-LeftBehind = Callable[[], set[str]]
-
-
-class Caller:
-    """What a client does, by plain requests; every commit's consequences take place."""
-
-    def __init__(self, client: APIClient, commits: Commits) -> None:
-        self.client = client
-        self.commits = commits
-
-    def call(self, path: str, body: Any = None, status: int = 200, method: str = "post", **options: Any) -> Any:
-        with self.commits(execute=True):
-            answer = getattr(self.client, method)(path, body, **{"format": "json", **options})
-        assert answer.status_code == status, answer.content
-        return answer.json()
-
-    def create(self, size: int, filename: str = "a.zip", status: int = 200, **more: Any) -> Any:
-        about = {"bytes": size, "filename": filename, "purpose": "adapter", "mime_type": "application/zip", **more}
-        return self.call("/v1/uploads", about, status)
-
-    def part(self, upload: str, content: bytes, status: int = 200) -> Any:
-        data = {"data": io.BytesIO(content)}
-        return self.call(f"/v1/uploads/{upload}/parts", data, status, format="multipart")
-
-    def complete(self, upload: str, parts: list[str], status: int = 200, **more: Any) -> Any:
-        return self.call(f"/v1/uploads/{upload}/complete", {"part_ids": parts, **more}, status)
-
-    def get(self, path: str, status: int = 200) -> Any:
-        return self.call(path, None, status, method="get")
-
-    def whole(self, content: bytes, filename: str = "a.zip") -> Any:
-        upload = self.create(len(content), filename)
-        return self.complete(upload["id"], [self.part(upload["id"], content)["id"]])
-
-
-@pytest.fixture
-def caller(acme: Tenant, client_of: Clients, django_capture_on_commit_callbacks: Commits) -> Caller:
-    return Caller(client_of(acme), django_capture_on_commit_callbacks)
-
-
-@pytest.fixture
-def stranger(globex: Tenant, client_of: Clients, django_capture_on_commit_callbacks: Commits) -> Caller:
-    return Caller(client_of(globex), django_capture_on_commit_callbacks)
-
-
-def only(upload: dict[str, Any]) -> Upload:
-    return Upload.objects.get(pk=upload["id"].removeprefix("upload_"))
 
 
 def test_parts_in_any_order_become_one_file_and_a_version(
@@ -261,112 +204,6 @@ def test_a_key_confined_to_an_adapter_sees_what_it_sent_itself(
     confined.get(f"/v1/files/{theirs['file']['id']}/content", 404)
     confined.call("/api/v1/adapters/query/versions", {"files": [theirs["file"]["id"]]}, 404)
     caller.get(f"/v1/files/{own['file']['id']}")
-
-
-def test_files_are_listed_read_and_deleted(caller: Caller, left_behind: LeftBehind) -> None:
-    ids = [caller.whole(content, "a.jsonl")["file"]["id"] for content in (b"a", b"b", b"c")]
-    page = caller.get("/v1/files?limit=2&order=asc")
-    assert ([row["id"] for row in page["data"]], page["has_more"], page["last_id"]) == (ids[:2], True, ids[1])
-    rest = caller.get(f"/v1/files?order=asc&after={ids[1]}")
-    assert ([row["id"] for row in rest["data"]], rest["has_more"]) == (ids[2:], False)
-    assert caller.get("/v1/files?purpose=evals")["data"] == []
-    content: Any = caller.client.get(f"/v1/files/{ids[1]}/content")
-    assert b"".join(content.streaming_content) == b"b"
-    assert caller.call(f"/v1/files/{ids[1]}", None, method="delete")["deleted"]
-    caller.get(f"/v1/files/{ids[1]}/content", 404)
-    caller.call(f"/v1/files/{ids[1]}", None, 404, method="delete")
-    assert len(left_behind()) == 2
-
-
-def test_a_small_file_may_come_in_one_piece(caller: Caller) -> None:
-    form = {"file": ContentFile(b"{}\n", "set.jsonl"), "purpose": "evals"}
-    file = caller.call("/v1/files", form, format="multipart")
-    assert (file["filename"], file["purpose"], file["bytes"], file["status"]) == ("set.jsonl", "evals", 3, "uploaded")
-    for wrong in ({"purpose": "evals"}, {"file": ContentFile(b"x", "a"), "purpose": "spam"}):
-        caller.call("/v1/files", wrong, 400, format="multipart")
-
-
-def quota(tenant: Tenant, **limits: int) -> None:
-    change_tenant(tenant, actor=SYSTEM, **{f"quota_{name}": value for name, value in limits.items()})
-
-
-def test_a_quota_counts_what_is_stored_waits_and_was_announced(
-    acme: Tenant, caller: Caller, push: Callable[..., Version], stranger: Caller
-) -> None:
-    stored = push(acme, "support").size
-    push(acme, "again")  # the same files once more: they are stored once
-    waiting = push(acme, "other", 1, validate=False).size
-    quota(acme, bytes=stored + waiting + 100)
-    caller.create(60)
-    error = caller.create(41, status=403)["error"]
-    assert (error["code"], error["param"]) == ("quota_exceeded", "bytes")
-    used = stored + waiting + 60
-    assert (error["used"], error["requested"], error["limit"]) == (used, 41, used + 40)
-    assert all(f"{number:,}" in error["message"] for number in (used, 41, used + 40))
-    caller.create(40)
-    stranger.create(10_000)
-    shown = caller.get("/api/v1/quotas")
-    assert shown["bytes"] == {"used": used + 40, "limit": used + 40}
-    assert shown["versions"] == {"used": 3, "limit": 1000}
-    assert shown["uploads"] == {"used": 2, "limit": 100}
-
-
-def test_versions_and_uploads_are_counted_too(
-    acme: Tenant, caller: Caller, push: Callable[..., Version], left_behind: LeftBehind, folder: Path
-) -> None:
-    push(acme, "support")
-    quota(acme, versions=1, uploads=1)
-    before = left_behind()
-    done = caller.whole(b"abc")
-    assert caller.create(1, status=403)["error"]["quota"] == "uploads"
-    files = {"files": [done["file"]["id"]]}
-    assert caller.call("/api/v1/adapters/support/versions", files, 403)["error"]["quota"] == "versions"
-    assert only(done).state == UploadState.COMPLETED
-    with pytest.raises(QuotaExceeded):
-        upload_version(ensure_adapter(acme, "support", actor=SYSTEM), [ContentFile(b"x", CONFIG)], actor=SYSTEM)
-    assert left_behind() == before | {f"quarantine/uploads/{only(done).pk}/whole"}
-
-
-def test_an_archive_that_unpacks_to_more_than_the_quota_is_rejected_and_leaves_nothing(
-    acme: Tenant, base: BaseModel, folder: Path, tmp_path: Path, push: Callable[..., Version], left_behind: LeftBehind
-) -> None:
-    save_file({name: tensor * 0 for name, tensor in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
-    packed = tmp_path / "packed"
-    packed.mkdir()
-    with zipfile.ZipFile(packed / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in (CONFIG, WEIGHTS):
-            archive.write(folder / name, name)
-    quota(acme, bytes=(packed / "a.zip").stat().st_size)
-    version = push(acme, "support", packed)
-    assert (version.state, version.findings[0]["rule"]) == (State.REJECTED, "quota-exceeded")
-    assert left_behind() <= {"store/.lock"}
-
-
-def at_once(calls: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=call) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-@pytest.mark.django_db(transaction=True)
-def test_of_many_who_ask_at_once_no_more_get_in_than_the_quota_allows() -> None:
-    acme = create_tenant("acme", "Acme", actor=SYSTEM)
-    quota(acme, bytes=35)
-    outcomes: list[str] = []
-
-    def ask() -> None:
-        try:
-            create_upload(acme, filename="a", purpose="adapter", bytes=10, actor=SYSTEM)
-            outcomes.append("in")
-        except QuotaExceeded:
-            outcomes.append("out")
-        finally:
-            connection.close()
-
-    at_once([ask] * 8)
-    assert sorted(outcomes) == ["in"] * 3 + ["out"] * 5
 
 
 @pytest.mark.django_db(transaction=True)
