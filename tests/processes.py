@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import psycopg
 import pytest
 
 from config.processes import kill_group
@@ -113,6 +114,12 @@ class Platform:
         answer = httpx.request(method, f"{self.url}/api/v1/{path}", headers=bearer, json=body or None, timeout=30)
         assert answer.is_success, answer.text
         return answer.json()
+
+    def rows(self, query: str, *parameters: object) -> list[dict[str, Any]]:
+        """What its database says, asked as its owner."""
+        url = self.environment["DATABASE_URL"]
+        with psycopg.connect(url, row_factory=psycopg.rows.dict_row) as connection:
+            return list(connection.execute(query, parameters).fetchall())
 
     def tenant(self, slug: str) -> tuple[str, str]:
         """A tenant of this name and a key that may do all a tenant's key may; made when first asked for."""

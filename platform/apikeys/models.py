@@ -24,6 +24,7 @@ class Scope(models.TextChoices):
     ROLLOUTS_WRITE = "rollouts:write"
     ROLLOUTS_TEST = "rollouts:test"  # choose the arm of a request by header
     AUDIT_READ = "audit:read"
+    USAGE_READ = "usage:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"
     PLATFORM = "platform"  # an operator's: tenants, and everything of every tenant but inference

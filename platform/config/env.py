@@ -78,6 +78,8 @@ class Env(BaseSettings):
     audit_former_keys: str = ""
     audit_retention_days: int = Field(default=0, ge=0, le=36500)  # events older than this are sealed; 0: none is
 
+    usage_retention_days: int = Field(default=90, ge=1, le=36500)  # older calls are forgotten, their days' sums kept
+
     own_engine: bool = False  # these three follow from the URLs; load() sets them whatever the environment says
     own_database: bool = False
     own_redis: bool = False

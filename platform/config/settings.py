@@ -19,8 +19,8 @@ _public = urlsplit(LORAYARD.url)
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, [_public.hostname])]
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 
-OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "registry", "merges", "evaluations", "rollouts"]
-OUR_APPS += ["jobs", "console", "gateway"]
+OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "metering", "registry", "merges", "evaluations"]
+OUR_APPS += ["rollouts", "jobs", "console", "gateway"]
 INSTALLED_APPS = [
     "unfold",
     "unfold.contrib.filters",
@@ -196,6 +196,8 @@ CELERY_WORKER_SEND_TASK_EVENTS = False
 TICK = 2.0  # seconds between looks at the rollouts under way; a tick that finds no worker so long is dropped
 CELERY_BEAT_SCHEDULE = {  # seconds
     "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": 60.0},
+    "tend-usage": {"task": "jobs.tasks.tend_usage", "schedule": 30.0, "options": {"expires": 30.0}},
+    "forget-usage": {"task": "jobs.tasks.forget_usage", "schedule": 3600.0},
     "expire-uploads": {"task": "jobs.tasks.expire_uploads", "schedule": 300.0},
     "sweep-blobs": {"task": "jobs.tasks.sweep_blobs", "schedule": 900.0},
     "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": 30.0},

@@ -14,6 +14,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("v1/", include("gateway.urls")),
     path("api/v1/", include("tenants.urls")),
     path("api/v1/", include("apikeys.urls")),
+    path("api/v1/", include("metering.urls")),
     path("api/v1/", include("registry.urls")),
     path("api/v1/", include("evaluations.urls")),
     path("api/v1/", include("merges.urls")),

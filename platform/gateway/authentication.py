@@ -16,8 +16,10 @@ from django.conf import settings
 
 from apikeys import services
 from apikeys.models import ApiKey, Scope
+from evaluations.services import asks_with
 from gateway.database import query
 from gateway.errors import Forbidden, Unauthorized
+from metering.models import Purpose
 from tenants import isolation
 from tenants.models import Tenant
 
@@ -32,7 +34,7 @@ class Caller:
     """A verified key that may infer, and its tenant, with nothing left to fetch. adapters: allowed; empty is all.
 
     priority: the engine's, within the tenant's share; a key that may infer in the background only waits behind others.
-    tester: may choose the arm of a rollout.
+    tester: may choose the arm of a rollout. purpose: what its calls are for.
     """
 
     key: uuid.UUID
@@ -40,11 +42,12 @@ class Caller:
     adapters: tuple[str, ...]
     priority: int = 0
     tester: bool = False
+    purpose: Purpose = Purpose.LIVE
 
     @classmethod
-    def of(cls, key: ApiKey, tenant: Tenant) -> Self:
+    def of(cls, key: ApiKey, tenant: Tenant, purpose: Purpose) -> Self:
         priority = 0 if key.may(Scope.INFERENCE) else LATER
-        return cls(key.pk, tenant, tuple(key.adapters), priority, key.may(Scope.ROLLOUTS_TEST))
+        return cls(key.pk, tenant, tuple(key.adapters), priority, key.may(Scope.ROLLOUTS_TEST), purpose)
 
     @property
     def share(self) -> str:
@@ -107,7 +110,14 @@ def _verify(token: str) -> Caller | None:
         return None
     if key.tenant is None or not (key.may(Scope.INFERENCE) or key.may(Scope.BACKGROUND)):
         raise Forbidden
-    return Caller.of(key, key.tenant)
+    return Caller.of(key, key.tenant, _purpose(key, key.tenant))
+
+
+def _purpose(key: ApiKey, tenant: Tenant) -> Purpose:
+    if key.may(Scope.INFERENCE):
+        return Purpose.LIVE
+    with isolation.within(tenant.pk):
+        return Purpose.EVALUATION if asks_with(tenant, key) else Purpose.LIVE
 
 
 def _mac(message: bytes) -> bytes:

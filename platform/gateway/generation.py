@@ -6,15 +6,15 @@ A Run owns its sequences: whoever starts one closes it, and closing cancels in t
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from gateway import engine, metrics, recorder, shadows
+from gateway import engine, meter, metrics, recorder, shadows
 from gateway.authentication import Caller
-from gateway.errors import ContextExceeded
+from gateway.errors import ApiError, ContextExceeded
 from gateway.exchange import Exchange
-from gateway.prompts import context_of
 from gateway.schemas.request import Request
+from gateway.sequences import asked_of_engine
 from inference.client import (
     AdapterMissing,
     AdapterUnavailable,
@@ -29,7 +29,7 @@ from inference.client import (
     PromptTooLong,
     Started,
 )
-from registry.services import Target
+from metering.models import Call, Outcome
 from rollouts.observations import Observation
 from rollouts.routing import Route
 
@@ -73,12 +73,15 @@ class Whole:
 class Run:
     """The sequences of one call, all of them admitted by the engine. choices: how many of them share each prompt."""
 
-    def __init__(self, exchange: Exchange, route: Route, sequences: Sequence[Generation], choices: int) -> None:
+    def __init__(
+        self, exchange: Exchange, route: Route, sequences: Sequence[Generation], choices: int, call: Call
+    ) -> None:
         client: EngineClient = engine.client()
         self.exchange = exchange
         self.target = route.target
         self.usage = Usage()
-        self._route = route
+        self._call = call
+        self._outcome, self._code = Outcome.CANCELLED, ""  # unless it fails or comes to its end
         self._sequences = sequences
         self._streams = [client.generate(sequence) for sequence in sequences]
         self._choices = choices
@@ -103,21 +106,41 @@ class Run:
         forced: what every answer shall be, where it is not to be drawn. A canary that fails before its first token
         fails nobody: the stable version serves instead.
         """
-        sequences = _sequences(exchange, caller, route.target, prompts, request, forced)
-        run = cls(exchange, route, sequences, request.choices)
+        call = meter.begin(exchange, caller, route.target)
+        try:
+            return await cls._start(exchange, caller, route, prompts, request, forced, call)
+        except BaseException as error:
+            meter.end(call, *_end_of(error))
+            raise
+
+    @classmethod
+    async def _start(
+        cls,
+        exchange: Exchange,
+        caller: Caller,
+        route: Route,
+        prompts: Sequence[Sequence[int]],
+        request: Request,
+        forced: Sequence[int],
+        call: Call,
+    ) -> Self:
+        sequences = asked_of_engine(exchange, caller, route.target, prompts, request, forced)
+        run = cls(exchange, route, sequences, request.choices, call)
+        fallback = route.trial.fallback if route.trial is not None else None
         try:
             await run._begin()
         except EngineError as error:
             run._fail(error)
-            await run.aclose()
+            await run._let_go()
             if isinstance(error, PromptTooLong):
                 raise ContextExceeded(error.limit, error.tokens, param=request.content) from None
-            if not isinstance(error, FAULTS) or route.trial is None or route.trial.fallback is None:
+            if not isinstance(error, FAULTS) or fallback is None:
                 raise
             logger.warning("a canary failed a request, which the stable version serves: %s", error.code)
-            return await cls.start(exchange, caller, Route(route.trial.fallback), prompts, request, forced)
+            meter.serve(call, fallback)
+            return await cls._start(exchange, caller, Route(fallback), prompts, request, forced, call)
         except BaseException:
-            await run.aclose()
+            await run._let_go()
             raise
         return run
 
@@ -151,6 +174,12 @@ class Run:
         await self.aclose()
 
     async def aclose(self) -> None:
+        try:
+            await self._let_go()
+        finally:
+            meter.end(self._call, self._outcome, self._code)
+
+    async def _let_go(self) -> None:
         await self._merged.aclose()
         for stream in self._streams:
             await stream.aclose()
@@ -166,11 +195,14 @@ class Run:
             case Finished():
                 self._count(index, event.completion_tokens)
                 self._finished += 1
+                if self._finished == len(self._streams):
+                    self._outcome = Outcome.FINISHED
                 if self._seen is not None and index == 0:
                     self._seen.finish = event.reason
 
     def _fail(self, error: EngineError) -> None:
         """What is not the version's own failure is no observation of it."""
+        self._outcome, self._code = _end_of(error)
         if self._seen is not None and isinstance(error, FAULTS):
             self._seen.fail(error.code)
         else:
@@ -183,14 +215,14 @@ class Run:
             return
         if self._finished == len(self._streams):
             seen.finished(seen.finish)
-            shadows.send(seen.trial, self._sequences)
+            shadows.send(seen.trial, self._sequences, self._call)
         recorder.put(seen)
 
     def _count(self, index: int, tokens: int) -> None:
         """So many tokens has this sequence now. Counted as they come, so that a call which is cut short counts too."""
         metrics.TOKENS.labels(self.exchange.route, "completion").inc(max(0, tokens - self._counts[index]))
         self._counts[index] = tokens
-        self.usage.completion = sum(self._counts)
+        self._call.completion = self.usage.completion = sum(self._counts)
 
     async def _begin(self) -> None:
         try:
@@ -204,40 +236,19 @@ class Run:
             started = task.result()
             self.usage.prompt += started.prompt_tokens
             self.usage.cached += started.cached_tokens
+        self._call.prompt, self._call.cached = self.usage.prompt, self.usage.cached
         metrics.TOKENS.labels(self.exchange.route, "prompt").inc(self.usage.prompt)
         metrics.TOKENS.labels(self.exchange.route, "cached").inc(self.usage.cached)
 
 
-def _sequences(
-    exchange: Exchange,
-    caller: Caller,
-    target: Target,
-    prompts: Sequence[Sequence[int]],
-    request: Request,
-    forced: Sequence[int],
-) -> list[Generation]:
-    """Prompt by prompt, choice by choice. Choices of one prompt draw from seeds that follow one another."""
-    sequences = []
-    for prompt in prompts:
-        room = context_of(target.base) - len(prompt)
-        sampling = request.sampling(len(forced) or request.limit or min(request.default_limit, room))
-        if forced:
-            sampling = replace(sampling, forced=tuple(forced), ignore_eos=True)
-        for choice in range(request.choices):
-            seed = None if sampling.seed is None else (sampling.seed + choice) % 2**64
-            sequences.append(
-                Generation(
-                    request_id=exchange.id,
-                    prompt=prompt,
-                    sampling=replace(sampling, seed=seed),
-                    digest=target.digest,
-                    share=caller.share,
-                    weight=caller.tenant.weight,
-                    salt=caller.salt,
-                    priority=caller.priority,
-                )
-            )
-    return sequences
+def _end_of(error: BaseException) -> tuple[Outcome, str]:
+    """How a call ended that this ended."""
+    match error:
+        case EngineError() | ApiError():
+            return Outcome.FAILED, error.code or ""
+        case asyncio.CancelledError() | GeneratorExit():
+            return Outcome.CANCELLED, ""
+    return Outcome.FAILED, "internal_error"
 
 
 async def _first(stream: AsyncIterator[Event]) -> Started:

@@ -5,7 +5,7 @@ import logging
 
 from django.conf import settings
 
-from gateway import engine, prompts, recorder, shadows
+from gateway import engine, meter, prompts, recorder, shadows
 
 logger = logging.getLogger(__name__)
 
@@ -18,12 +18,13 @@ def begin() -> None:
 
 
 async def end() -> None:
-    """Cancels every call to the engine that is still under way; keeps what was observed until then."""
+    """Cancels every call to the engine that is still under way; keeps what was used and observed until then."""
     for task in _warming:
         task.cancel()
     await shadows.close()
     await engine.close()
     await recorder.close()
+    await meter.close()
 
 
 async def _warm() -> None:

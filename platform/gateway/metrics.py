@@ -12,4 +12,5 @@ CUT = Counter("lorayard_gateway_stream_errors", "Streams that ended with an erro
 DISCONNECTS = Counter("lorayard_gateway_disconnects", "Calls whose client went away", ("route",))
 SHADOWS = Counter("lorayard_gateway_shadows", "Copies of requests for a rollout's canary", ("outcome",))
 UNSEEN = Counter("lorayard_gateway_observations_dropped", "Observations that could not be kept")
+UNMETERED = Counter("lorayard_gateway_calls_unmetered", "Calls whose usage could not be kept")
 OPEN = Gauge("lorayard_gateway_open", "Answers being sent", ("route",), multiprocess_mode="livesum")

@@ -9,8 +9,9 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gateway import engine, metrics, recorder
+from gateway import engine, meter, metrics, recorder
 from inference.client import Delta, EngineBusy, EngineDown, EngineError, Event, Finished, Generation, Started
+from metering.models import Call, Outcome
 from rollouts.models import Arm
 from rollouts.observations import Observation
 from rollouts.routing import Trial
@@ -24,14 +25,15 @@ LONGEST = 60.0  # seconds
 _under_way: set[asyncio.Task[None]] = set()
 
 
-def send(trial: Trial, sequences: Sequence[Generation]) -> None:
-    """Copies the request's first sequence to the canary, if there is a place. Returns at once."""
+def send(trial: Trial, sequences: Sequence[Generation], call: Call) -> None:
+    """Copies the request's first sequence to the canary, if there is a place. Returns at once. call: the live one."""
     if trial.shadow is None or not sequences:
         return
     if len(_under_way) >= PLACES:
         metrics.SHADOWS.labels("no place").inc()
         return
-    task = asyncio.create_task(_run(trial, _copy(sequences[0], trial.shadow.digest)))
+    copied = meter.begin_copy(call, trial.shadow)
+    task = asyncio.create_task(_run(trial, _copy(sequences[0], trial.shadow.digest), copied))
     _under_way.add(task)
     task.add_done_callback(_under_way.discard)
 
@@ -54,26 +56,34 @@ def _copy(live: Generation, digest: str) -> Generation:
     )
 
 
-async def _run(trial: Trial, generation: Generation) -> None:
+async def _run(trial: Trial, generation: Generation, call: Call) -> None:
     seen = Observation(trial, Arm.CANARY, shadow=True)
+    outcome, code = Outcome.CANCELLED, ""
     try:
         async with asyncio.timeout(LONGEST), contextlib.aclosing(engine.client().generate(generation)) as events:
             async for event in events:
-                _hear(seen, event)
+                _hear(seen, event, call)
+        outcome = Outcome.FINISHED
     except (EngineBusy, EngineDown, TimeoutError):
         metrics.SHADOWS.labels("too busy").inc()
         return
     except EngineError as error:
+        outcome, code = Outcome.FAILED, error.code
         seen.fail(error.code)
+    finally:
+        meter.end(call, outcome, code)
     metrics.SHADOWS.labels(seen.outcome.value).inc()
     recorder.put(seen)
 
 
-def _hear(seen: Observation, event: Event) -> None:
+def _hear(seen: Observation, event: Event, call: Call) -> None:
     match event:
         case Started():
             seen.cold = event.cold
+            call.prompt, call.cached = event.prompt_tokens, event.cached_tokens
         case Delta():
             seen.hear(event.text, event.tokens)
+            call.completion += len(event.tokens)
         case Finished():
             seen.finished(event.reason)
+            call.completion = event.completion_tokens

@@ -3,13 +3,16 @@
 # mypy: disable-error-code="untyped-decorator"
 
 import logging
+from datetime import timedelta
 from uuid import UUID
 
 from celery import shared_task
+from django.conf import settings
 
 from audit import checkpoints, retention, verification
 from evaluations import services as evaluations
 from merges import services as merges
+from metering import ledger
 from registry import services as registry
 from registry.services import blobs
 from rollouts import services as rollouts
@@ -121,6 +124,17 @@ def deliver_webhook(delivery_id: str) -> None:
 @shared_task(name="jobs.tasks.deliver_webhooks", acks_late=True)
 def deliver_webhooks() -> None:
     webhooks.deliver_due()
+
+
+@shared_task(name="jobs.tasks.tend_usage", acks_late=True)
+def tend_usage() -> None:
+    ledger.close_lost()
+    ledger.sum_up()
+
+
+@shared_task(name="jobs.tasks.forget_usage", acks_late=True)
+def forget_usage() -> None:
+    ledger.forget(timedelta(days=settings.LORAYARD.usage_retention_days))
 
 
 @shared_task(name="jobs.tasks.run_merge", acks_late=True, reject_on_worker_lost=True)

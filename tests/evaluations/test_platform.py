@@ -65,7 +65,9 @@ def owner(
     return owner
 
 
-def test_versions_are_scored_by_what_they_really_answer_and_shown_beside_each_other(owner: Owner) -> None:
+def test_versions_are_scored_by_what_they_really_answer_and_shown_beside_each_other(
+    owner: Owner, platform: Any
+) -> None:
     words = ("one", "two", "three")
     said = {word: owner.chat("support", word, max_tokens=8)["message"]["content"] for word in words}
     rows = [line(word, "exact", text or "nothing", max_tokens=8) for word, text in said.items()]
@@ -85,6 +87,11 @@ def test_versions_are_scored_by_what_they_really_answer_and_shown_beside_each_ot
     compared = owner.call("GET", "evaluations/comparison?adapter=support")
     assert [row["model"] for row in compared["models"]] == ["hooli/support@v1", "hooli/support@v2"]
     assert all(set(row["scores"]) >= {"said", "likely"} for row in compared["models"])
+    metered = (
+        "SELECT call.id FROM metering_call call JOIN tenants_tenant tenant ON tenant.id = tenant_id"
+        " WHERE slug = 'hooli' AND purpose = 'evaluation'"
+    )
+    wait_for(lambda: len(platform.rows(metered)) >= 14, 10, "the evaluations' use in the ledger")
 
 
 def test_an_evaluation_outlives_its_worker(owner: Owner, platform: Any) -> None:

@@ -170,7 +170,7 @@ def test_every_request_leaves_a_sample_even_one_whose_client_left(owner: Custome
     assert all(arm["mean_first_token"] > 0 for arm in arms)
 
 
-def test_a_shadow_gets_copies_and_nobody_its_answers(owner: Customer, begin: Callable[..., str]) -> None:
+def test_a_shadow_gets_copies_and_nobody_its_answers(platform: Any, owner: Customer, begin: Callable[..., str]) -> None:
     rollout = begin(100, shadow=True)
     assert {version(owner, str(number)) for number in range(6)} == {"v1"}
 
@@ -180,6 +180,10 @@ def test_a_shadow_gets_copies_and_nobody_its_answers(owner: Customer, begin: Cal
 
     wait_for(copied, 10, "copies at the canary")
     assert shown(owner, rollout)["arms"]["canary"]["mean_first_token"] is None
+    metered = "SELECT version, prompt, completion, outcome FROM metering_call WHERE purpose = 'shadow'"
+    wait_for(lambda: len(platform.rows(metered)) >= 4, 10, "the copies' use in the ledger")
+    for call in platform.rows(metered):
+        assert (call["version"], call["completion"], call["outcome"], call["prompt"] > 0) == (2, 2, "finished", True)
 
 
 def test_thumbs_are_taken_for_any_answer_alike(owner: Customer, stranger: Customer, begin: Callable[..., str]) -> None:

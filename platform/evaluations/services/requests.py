@@ -9,6 +9,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from apikeys import services as apikeys
+from apikeys.models import ApiKey
 from audit.models import Action
 from audit.services import SYSTEM, Actor, record
 from evaluations.errors import EvaluationOver, EvaluationUnderWay, TooMany
@@ -82,6 +83,11 @@ def end_key(evaluation: Evaluation) -> None:
     """The worker's key is of no use to anybody any more."""
     if evaluation.key is not None:
         apikeys.revoke(evaluation.key, actor=SYSTEM)
+
+
+def asks_with(tenant: Tenant, key: ApiKey) -> bool:
+    """Whether the key is one that an evaluation was given to ask models with: no tenant can make such a key."""
+    return Evaluation.objects.for_tenant(tenant).filter(key=key).exists()
 
 
 def _taken_back(pk: UUID) -> bool:

@@ -1,0 +1,142 @@
+"""Knows which calls this process has under way and sees each written to the ledger, off the request path.
+
+Beginning or ending a call costs no query. What ended is written within PAUSE seconds; what goes on is noted every few
+seconds with what it has used so far, so that a process that is killed loses no more than that. While the database is
+away everything waits, and beyond LIMIT calls it is dropped and counted.
+"""
+
+import asyncio
+import logging
+import time
+from copy import copy
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from gateway import metrics
+from gateway.authentication import Caller
+from gateway.database import query
+from gateway.exchange import Exchange
+from metering import ledger
+from metering.models import Call, Outcome, Purpose
+from registry.services import Target
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.25  # seconds
+AWAY = 1.0  # seconds before another attempt
+BATCH = 256
+LIMIT = 100_000
+
+
+class Meter:
+    """Of one event loop. Its task lives while there is something to write."""
+
+    def __init__(self) -> None:
+        self._open: dict[UUID, Call] = {}
+        self._ended: list[Call] = []
+        self._task: asyncio.Task[None] | None = None
+        self._noted = time.monotonic()
+
+    def begin(self, call: Call) -> None:
+        self._open[call.pk] = call
+        if self._task is None or self._task.done():
+            self._noted = time.monotonic()
+            self._task = asyncio.create_task(self._work())
+
+    def end(self, call: Call, outcome: Outcome, code: str = "") -> None:
+        """Counts once: what is said of a call that is over already is not heard."""
+        if self._open.pop(call.pk, None) is None:
+            return
+        call.outcome, call.code = outcome, code[:64]
+        if len(self._ended) >= LIMIT:
+            metrics.UNMETERED.inc()
+            return
+        self._ended.append(call)
+
+    async def close(self) -> None:
+        """Writes what is left, if the database is there; what is still under way is cut off with this process."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for call in list(self._open.values()):
+            self.end(call, Outcome.CANCELLED)
+        while self._ended and await self._write():
+            pass
+
+    async def _work(self) -> None:
+        while self._open or self._ended:
+            await asyncio.sleep(PAUSE)
+            while self._ended:
+                if not await self._write():
+                    await asyncio.sleep(AWAY)
+            if time.monotonic() - self._noted >= ledger.NOTE_EVERY.total_seconds():
+                await self._note()
+
+    async def _write(self) -> bool:
+        """Whether the oldest batch is in the database now; it stays here if not."""
+        batch = self._ended[:BATCH]
+        if not await _kept(batch):
+            return False
+        del self._ended[: len(batch)]
+        return True
+
+    async def _note(self) -> None:
+        self._noted = time.monotonic()
+        calls = [copy(call) for call in self._open.values()]  # they go on while these are written
+        for start in range(0, len(calls), BATCH):
+            await _kept(calls[start : start + BATCH])
+
+
+async def _kept(calls: list[Call]) -> bool:
+    try:
+        await query(ledger.write, calls)
+    except Exception as error:  # counting must never be what stops a process
+        log.warning("usage can't be written now: %s", type(error).__name__)
+        return False
+    return True
+
+
+_meters: WeakKeyDictionary[asyncio.AbstractEventLoop, Meter] = WeakKeyDictionary()
+
+
+def begin(exchange: Exchange, caller: Caller, target: Target) -> Call:
+    call = Call(
+        tenant_id=caller.tenant.pk,
+        key=caller.key,
+        request_id=exchange.id,
+        purpose=caller.purpose,
+        base=target.base.name,
+        adapter=target.adapter or "",
+    )
+    serve(call, target)
+    _meter().begin(call)
+    return call
+
+
+def begin_copy(call: Call, target: Target) -> Call:
+    """Of a call's copy for a rollout's canary."""
+    names = ("tenant_id", "key", "request_id", "base", "adapter")
+    shadow = Call(**{name: getattr(call, name) for name in names}, purpose=Purpose.SHADOW)
+    serve(shadow, target)
+    _meter().begin(shadow)
+    return shadow
+
+
+def serve(call: Call, target: Target) -> None:
+    """This is what serves it."""
+    call.version, call.digest = target.version, target.digest
+
+
+def end(call: Call, outcome: Outcome, code: str = "") -> None:
+    """However it ended. Again, it changes nothing."""
+    _meter().end(call, outcome, code)
+
+
+async def close() -> None:
+    known = _meters.pop(asyncio.get_running_loop(), None)
+    if known is not None:
+        await known.close()
+
+
+def _meter() -> Meter:
+    return _meters.setdefault(asyncio.get_running_loop(), Meter())
