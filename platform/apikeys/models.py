@@ -24,6 +24,8 @@ class Scope(models.TextChoices):
     ROLLOUTS_WRITE = "rollouts:write"
     ROLLOUTS_TEST = "rollouts:test"  # choose the arm of a request by header
     AUDIT_READ = "audit:read"
+    BUDGETS_READ = "budgets:read"
+    BUDGETS_WRITE = "budgets:write"
     USAGE_READ = "usage:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"

@@ -19,6 +19,8 @@ from apikeys.models import ApiKey, Scope
 from evaluations.services import asks_with
 from gateway.database import query
 from gateway.errors import Forbidden, Unauthorized
+from metering import budgets
+from metering.budgets import Room
 from metering.models import Purpose
 from tenants import isolation
 from tenants.models import Tenant
@@ -35,6 +37,7 @@ class Caller:
 
     priority: the engine's, within the tenant's share; a key that may infer in the background only waits behind others.
     tester: may choose the arm of a rollout. purpose: what its calls are for.
+    rooms: where each request has to find room first; none if nothing limits the key.
     """
 
     key: uuid.UUID
@@ -43,11 +46,12 @@ class Caller:
     priority: int = 0
     tester: bool = False
     purpose: Purpose = Purpose.LIVE
+    rooms: tuple[Room, ...] = ()
 
     @classmethod
-    def of(cls, key: ApiKey, tenant: Tenant, purpose: Purpose) -> Self:
+    def of(cls, key: ApiKey, tenant: Tenant, purpose: Purpose, rooms: tuple[Room, ...]) -> Self:
         priority = 0 if key.may(Scope.INFERENCE) else LATER
-        return cls(key.pk, tenant, tuple(key.adapters), priority, key.may(Scope.ROLLOUTS_TEST), purpose)
+        return cls(key.pk, tenant, tuple(key.adapters), priority, key.may(Scope.ROLLOUTS_TEST), purpose, rooms)
 
     @property
     def share(self) -> str:
@@ -110,7 +114,9 @@ def _verify(token: str) -> Caller | None:
         return None
     if key.tenant is None or not (key.may(Scope.INFERENCE) or key.may(Scope.BACKGROUND)):
         raise Forbidden
-    return Caller.of(key, key.tenant, _purpose(key, key.tenant))
+    purpose = _purpose(key, key.tenant)
+    rooms = budgets.rooms(key.tenant.pk, key.pk) if purpose is Purpose.LIVE else ()
+    return Caller.of(key, key.tenant, purpose, rooms)
 
 
 def _purpose(key: ApiKey, tenant: Tenant) -> Purpose:

@@ -11,6 +11,7 @@ ApiError
 ├── BodyTimeout          408
 ├── TooLarge             413
 ├── Busy                 429  with Retry-After
+├── QuotaExceeded        429  insufficient_quota, with Retry-After
 ├── ServerError          500
 └── Unavailable          503  with Retry-After
 """
@@ -33,7 +34,9 @@ from inference.client import (
     InvalidRequest,
     PromptTooLong,
 )
+from metering.errors import BudgetExceeded
 from registry import errors as registry_errors
+from tenants.errors import PlatformError
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +150,20 @@ class Busy(ApiError):
         self.headers["Retry-After"] = _seconds(retry_after)
 
 
+class QuotaExceeded(ApiError):
+    """Where only time helps, OpenAI's clients are told not to try again by themselves."""
+
+    status = 429
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+    def __init__(self, message: str, retry_after: float, *, final: bool) -> None:
+        super().__init__(message)
+        self.headers["Retry-After"] = _seconds(retry_after)
+        if final:
+            self.headers["x-should-retry"] = "false"
+
+
 class ServerError(ApiError):
     status = 500
     type = "server_error"
@@ -173,8 +190,8 @@ def translated(error: Exception) -> ApiError:
             return error
         case EngineError():
             return _from_engine(error)
-        case registry_errors.ModelNotFound():
-            return ModelNotFound(str(error))
+        case PlatformError():
+            return _from_platform(error)
         case Resolver404():
             return NotFound("There is nothing at this address.")
         case OperationalError() | InterfaceError():
@@ -195,6 +212,16 @@ def _from_engine(error: EngineError) -> ApiError:
         case AdapterMissing() | AdapterUnavailable() | EngineDown():
             return Unavailable(UNAVAILABLE[type(error)], error.retry_after, code=error.code)
     logger.error("the engine failed: %s", error.message)
+    return ServerError()
+
+
+def _from_platform(error: PlatformError) -> ApiError:
+    match error:
+        case registry_errors.ModelNotFound():
+            return ModelNotFound(str(error))
+        case BudgetExceeded():
+            return QuotaExceeded(str(error), error.retry_after, final=error.final)
+    logger.error("unexpected refusal", exc_info=error)
     return ServerError()
 
 

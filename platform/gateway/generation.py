@@ -6,7 +6,7 @@ A Run owns its sequences: whoever starts one closes it, and closing cancels in t
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from gateway import engine, meter, metrics, recorder, shadows
@@ -14,7 +14,7 @@ from gateway.authentication import Caller
 from gateway.errors import ApiError, ContextExceeded
 from gateway.exchange import Exchange
 from gateway.schemas.request import Request
-from gateway.sequences import asked_of_engine
+from gateway.sequences import asked_of_engine, at_most
 from inference.client import (
     AdapterMissing,
     AdapterUnavailable,
@@ -101,30 +101,24 @@ class Run:
         request: Request,
         forced: Sequence[int] = (),
     ) -> Self:
-        """Answers when the engine has taken every sequence. Raises EngineError or ContextExceeded; then none runs.
+        """Answers when the engine has taken every sequence. Raises EngineError, ContextExceeded or
+        BudgetExceeded; then none runs.
 
         forced: what every answer shall be, where it is not to be drawn. A canary that fails before its first token
         fails nobody: the stable version serves instead.
         """
-        call = meter.begin(exchange, caller, route.target)
+        sequences = asked_of_engine(exchange, caller, route.target, prompts, request, forced)
+        call = await meter.admit(exchange, caller, route.target, at_most(sequences, request.choices))
         try:
-            return await cls._start(exchange, caller, route, prompts, request, forced, call)
+            return await cls._start(exchange, route, sequences, request, call)
         except BaseException as error:
             meter.end(call, *_end_of(error))
             raise
 
     @classmethod
     async def _start(
-        cls,
-        exchange: Exchange,
-        caller: Caller,
-        route: Route,
-        prompts: Sequence[Sequence[int]],
-        request: Request,
-        forced: Sequence[int],
-        call: Call,
+        cls, exchange: Exchange, route: Route, sequences: Sequence[Generation], request: Request, call: Call
     ) -> Self:
-        sequences = asked_of_engine(exchange, caller, route.target, prompts, request, forced)
         run = cls(exchange, route, sequences, request.choices, call)
         fallback = route.trial.fallback if route.trial is not None else None
         try:
@@ -138,7 +132,8 @@ class Run:
                 raise
             logger.warning("a canary failed a request, which the stable version serves: %s", error.code)
             meter.serve(call, fallback)
-            return await cls._start(exchange, caller, Route(fallback), prompts, request, forced, call)
+            again = [replace(sequence, digest=fallback.digest) for sequence in sequences]
+            return await cls._start(exchange, Route(fallback), again, request, call)
         except BaseException:
             await run._let_go()
             raise

@@ -1,14 +1,15 @@
 """Knows which calls this process has under way and sees each written to the ledger, off the request path.
 
-Beginning or ending a call costs no query. What ended is written within PAUSE seconds; what goes on is noted every few
-seconds with what it has used so far, so that a process that is killed loses no more than that. While the database is
-away everything waits, and beyond LIMIT calls it is dropped and counted.
+Where no budget limits a caller, beginning and ending a call cost no query. What ended is written within PAUSE seconds;
+what goes on is noted every few seconds with what it has used so far, so that a process that is killed loses no more
+than that. While the database is away everything waits, and beyond LIMIT calls it is dropped and counted.
 """
 
 import asyncio
 import logging
 import time
 from copy import copy
+from functools import partial
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from gateway import metrics
 from gateway.authentication import Caller
 from gateway.database import query
 from gateway.exchange import Exchange
-from metering import ledger
+from metering import budgets, ledger
 from metering.models import Call, Outcome, Purpose
 from registry.services import Target
 
@@ -99,7 +100,11 @@ async def _kept(calls: list[Call]) -> bool:
 _meters: WeakKeyDictionary[asyncio.AbstractEventLoop, Meter] = WeakKeyDictionary()
 
 
-def begin(exchange: Exchange, caller: Caller, target: Target) -> Call:
+async def admit(exchange: Exchange, caller: Caller, target: Target, tokens: int) -> Call:
+    """A new call, once there is room for it in every budget that it counts in. tokens: what it can use at most.
+
+    Costs no query where no budget limits the caller. Raises BudgetExceeded.
+    """
     call = Call(
         tenant_id=caller.tenant.pk,
         key=caller.key,
@@ -109,8 +114,26 @@ def begin(exchange: Exchange, caller: Caller, target: Target) -> Call:
         adapter=target.adapter or "",
     )
     serve(call, target)
+    if caller.rooms:
+        await _reserve(call, caller, tokens)
     _meter().begin(call)
     return call
+
+
+async def _reserve(call: Call, caller: Caller, tokens: int) -> None:
+    """A client that leaves meanwhile stops no statement: what it reserves is given back as soon as it is done."""
+    taking = asyncio.create_task(query(budgets.reserve, call, caller.rooms, tokens))
+    try:
+        await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        taking.add_done_callback(partial(_give_back, _meter(), call))
+        raise
+
+
+def _give_back(meter: Meter, call: Call, taking: asyncio.Task[None]) -> None:
+    if not taking.cancelled() and taking.exception() is None:
+        meter.begin(call)
+        meter.end(call, Outcome.CANCELLED)
 
 
 def begin_copy(call: Call, target: Target) -> Call:

@@ -41,3 +41,9 @@ def asked_of_engine(
                 )
             )
     return sequences
+
+
+def at_most(sequences: Sequence[Generation], choices: int) -> int:
+    """Tokens that these can use. A prompt counts once, for all the answers that share it."""
+    prompts = sum(len(sequence.prompt) for sequence in sequences[::choices])
+    return prompts + sum(sequence.sampling.max_tokens for sequence in sequences)

@@ -6,12 +6,12 @@ became of one when it is over. Of a process that was killed the last note is wha
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from django.db import connection, transaction
 from django.utils import timezone
 from prometheus_client import Counter
 
+from metering import budgets
 from metering.models import Call, Outcome
 from tenants.isolation import within
 
@@ -102,11 +102,12 @@ def forget(older_than: timedelta, now: datetime | None = None) -> int:
     return old.delete()[0]
 
 
-def _set(calls: Sequence[Call]) -> set[UUID]:
-    """The calls that were open until now."""
+def _set(calls: Sequence[Call]) -> None:
+    """Of calls that were open until now and are so no more, the room in their budgets is given back."""
     with connection.cursor() as cursor:
         cursor.execute(SET, [[getattr(call, name) for call in calls] for name in COLUMNS])
-        return {row[0] for row in cursor.fetchall()}
+        changed = {row[0] for row in cursor.fetchall()}
+    budgets.settle(call for call in calls if call.pk in changed and call.outcome != Outcome.OPEN)
 
 
 def _sum_some() -> int:

@@ -1,28 +1,26 @@
-"""Serves what a tenant used. A key that is confined to some adapters sees theirs and the base model's."""
+"""Serves what a tenant used and may use. A key that is confined to some adapters sees theirs and the base model's."""
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
-from rest_framework import serializers
+from rest_framework import mixins, serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apikeys.models import ApiKey, Scope
 from audit.api import Management, Strict
-from metering.models import DailyUsage, DailyUsageQuerySet, Purpose
-from tenants.errors import PlatformError
+from metering import services
+from metering.errors import TooMuch
+from metering.models import MOST, Budget, DailyUsage, DailyUsageQuerySet, Period, Purpose
 
 LATELY = timedelta(days=30)
 MOST_DAYS = 400
 MOST_ROWS = 10_000
 GROUPS = ("day", "key", "adapter", "purpose")
-
-
-class TooMuch(PlatformError):
-    code = "too_many_rows"
 
 
 class Wanted(Strict):
@@ -92,3 +90,86 @@ class Usage(Management[DailyUsage]):
         if len(rows) > MOST_ROWS:
             raise TooMuch(f"That is more than {MOST_ROWS} rows: ask for fewer days or groups.", param="group_by")
         return Response(UsageAnswer({"results": rows}).data)
+
+
+class BudgetSerializer(serializers.ModelSerializer[Budget]):
+    """With what the period under way has seen of it."""
+
+    key = serializers.UUIDField(source="key_id", allow_null=True)
+    used = serializers.SerializerMethodField()
+    reserved = serializers.SerializerMethodField(help_text="By requests under way.")
+    ends_at = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Budget
+        fields = ["id", "key", "period", "tokens", "imposed", "used", "reserved", "ends_at", "created_at"]
+        read_only_fields = fields
+
+    def get_used(self, budget: Budget) -> int:
+        return budget.account_at(timezone.now()).used
+
+    def get_reserved(self, budget: Budget) -> int:
+        return budget.account_at(timezone.now()).reserved
+
+    def get_ends_at(self, budget: Budget) -> datetime:
+        return budget.span(timezone.now()).end
+
+
+class NewBudget(Strict):
+    period = serializers.ChoiceField(choices=Period.choices)
+    tokens = serializers.IntegerField(min_value=1, max_value=MOST)
+    key = serializers.UUIDField(default=None, allow_null=True)
+
+
+class BudgetChanges(Strict):
+    tokens = serializers.IntegerField(min_value=1, max_value=MOST)
+
+
+class BudgetView(Management[Budget]):
+    serializer_class = BudgetSerializer
+    lookup_url_kwarg = "budget"
+
+    def get_queryset(self) -> QuerySet[Budget]:
+        return Budget.objects.for_tenant(self.tenant).with_accounts(timezone.now())
+
+    @property
+    def operator(self) -> bool:
+        """Who belongs to no tenant; what they set is imposed."""
+        return not isinstance(self.request.auth, ApiKey) or self.request.auth.tenant is None
+
+    def shown(self, budget: Budget, code: int = status.HTTP_200_OK) -> Response:
+        return Response(BudgetSerializer(self.get_queryset().get(pk=budget.pk)).data, status=code)
+
+
+class Budgets(mixins.ListModelMixin, BudgetView):
+    scopes = {"GET": Scope.BUDGETS_READ, "POST": Scope.BUDGETS_WRITE}
+
+    def get(self, request: Request) -> Response:
+        return self.list(request)
+
+    @extend_schema(request=NewBudget, responses={201: BudgetSerializer})
+    def post(self, request: Request) -> Response:
+        wanted = NewBudget(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        fields = wanted.validated_data
+        budget = services.create_budget(self.tenant, **fields, imposed=self.operator, actor=self.actor)
+        return self.shown(budget, status.HTTP_201_CREATED)
+
+
+class OneBudget(mixins.RetrieveModelMixin, BudgetView):
+    scopes = {"GET": Scope.BUDGETS_READ, "PATCH": Scope.BUDGETS_WRITE, "DELETE": Scope.BUDGETS_WRITE}
+
+    def get(self, request: Request, budget: UUID) -> Response:
+        return self.retrieve(request)
+
+    @extend_schema(request=BudgetChanges)
+    def patch(self, request: Request, budget: UUID) -> Response:
+        found = self.get_object()
+        wanted = BudgetChanges(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        changed = services.change_budget(found, **wanted.validated_data, operator=self.operator, actor=self.actor)
+        return self.shown(changed)
+
+    def delete(self, request: Request, budget: UUID) -> Response:
+        services.delete_budget(self.get_object(), operator=self.operator, actor=self.actor)
+        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -18,6 +18,8 @@ from evaluations.models import Evaluation
 from evaluations.services import create_set, request_evaluation
 from merges.models import Merge
 from merges.services import merge_into_base
+from metering.models import Budget
+from metering.services import create_budget
 from registry.intake import SigningKey, Upload
 from registry.models import Adapter, Alias, Version
 from registry.services import add_signing_key, create_upload
@@ -66,19 +68,27 @@ class Scene:
     evaluation: Evaluation
     merge: Merge
     signing_key: SigningKey
+    budget: Budget
 
     def path(self, endpoint: Endpoint) -> str:
         """A new parameter has to be added here, so that no endpoint is forgotten."""
         known = {"slug": "acme", "pk": self.key.pk, "name": "support", "number": 1, "other": 1, "alias": "stable"}
         known |= {"signing_key": self.signing_key.pk, "rollout": UUID(int=0)}  # rollouts have tests of their own
         known |= {"upload": self.upload.public_id, "file": self.upload.file_id}
+        known |= {"budget": self.budget.pk}
         known |= {"merge": self.merge.pk, "filename": "config.json"}
         known |= {"evaluation_set": "greetings", "evaluation": self.evaluation.pk}
         return reverse(endpoint.name, kwargs={name: known[name] for name in endpoint.parameters})
 
     def secrets(self) -> list[str]:
         ids = [self.tenant.pk, self.key.pk, self.version.pk, self.version.adapter.pk, self.merge.pk]
-        return [str(pk) for pk in ids] + [self.version.digest, self.upload.pk.hex, str(self.evaluation.pk), "acme"]
+        return [str(pk) for pk in ids] + [
+            self.version.digest,
+            self.upload.pk.hex,
+            str(self.evaluation.pk),
+            str(self.budget.pk),
+            "acme",
+        ]
 
     def state(self) -> list[Any]:
         rows: list[Any] = [list(Tenant.objects.filter(pk=self.tenant.pk).values())]
@@ -90,6 +100,7 @@ class Scene:
         rows += [list(queryset.for_tenant(self.tenant).values()) for queryset in (Upload.objects, SigningKey.objects)]
         rows.append(list(Evaluation.objects.for_tenant(self.tenant).values()))
         rows.append(list(Merge.objects.for_tenant(self.tenant).values()))
+        rows.append(list(Budget.objects.for_tenant(self.tenant).values()))
         return [*rows, Event.objects.for_tenant(self.tenant).count()]
 
 
@@ -103,7 +114,8 @@ def scene(acme: Tenant, globex: Tenant, push: Callable[..., Version], client_of:
     greetings = create_set(acme, "greetings", item, actor=SYSTEM)
     evaluation = request_evaluation(acme, greetings, "support", actor=SYSTEM)
     merge = merge_into_base(version, actor=SYSTEM)
-    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload, evaluation, merge, signing_key)
+    budget = create_budget(acme, period="day", tokens=10, actor=SYSTEM)
+    return Scene(acme, ApiKey.objects.for_tenant(acme).get(), version, upload, evaluation, merge, signing_key, budget)
 
 
 def test_the_walk_finds_what_the_design_names() -> None:

@@ -17,6 +17,9 @@ from audit.models import Event
 from audit.services import SYSTEM
 from evaluations.services import create_set, request_evaluation
 from merges.services import merge_into_base
+from metering import budgets, ledger
+from metering.models import Call, Outcome
+from metering.services import create_budget
 from registry.models import Adapter, Version
 from registry.services import add_signing_key, create_upload
 from tenants import policies
@@ -29,6 +32,7 @@ ITEM = b'{"messages": [{"role": "user", "content": "hi"}], "scorer": "exact", "e
 FILLED = {"tenants_tenant", "apikeys_apikey", "audit_chain", "audit_event", "registry_adapter", "registry_version"}
 FILLED |= {"registry_alias", "registry_reference", "registry_upload", "registry_signingkey", "merges_merge"}
 FILLED |= {"evaluations_evaluationset", "evaluations_item", "evaluations_evaluation"}
+FILLED |= {"metering_call", "metering_dailyusage", "metering_budget", "metering_account"}
 
 
 @pytest.fixture
@@ -41,6 +45,10 @@ def both(acme: Tenant, globex: Tenant, push: Callable[..., Version], client_of: 
         items = create_set(tenant, "greetings", ITEM, actor=SYSTEM)
         request_evaluation(tenant, items, "support", actor=SYSTEM)
         merge_into_base(version, actor=SYSTEM)
+        create_budget(tenant, period="day", tokens=10, actor=SYSTEM)
+        budgets.rooms(tenant.pk, uuid.uuid4())
+        ledger.write([Call(tenant=tenant, key=uuid.uuid4(), outcome=Outcome.FINISHED)])
+        ledger.sum_up()
     return [acme, globex]
 
 
