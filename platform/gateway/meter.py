@@ -13,6 +13,8 @@ from functools import partial
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from django.db import DataError, IntegrityError, ProgrammingError
+
 from gateway import metrics
 from gateway.authentication import Caller
 from gateway.database import query
@@ -89,8 +91,14 @@ class Meter:
 
 
 async def _kept(calls: list[Call]) -> bool:
+    """Whether they need no further attempt. A call that the database will never take does not stand before others."""
     try:
         await query(ledger.write, calls)
+    except (DataError, IntegrityError, ProgrammingError) as error:
+        if len(calls) > 1:
+            return all([await _kept([call]) for call in calls])
+        log.error("a call's usage can't be kept: %s", error)
+        metrics.UNMETERED.inc()
     except Exception as error:  # counting must never be what stops a process
         log.warning("usage can't be written now: %s", type(error).__name__)
         return False
