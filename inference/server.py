@@ -84,7 +84,10 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             cost=partial(token_cost, spec),
         )
         self._scheduler = Scheduler(limits, BlockPool(share.blocks, BLOCK), slots, model.stops)
-        self.engine = Engine(self._scheduler, Runner(model, share.blocks, BLOCK), self._deliver, check=arguments.check)
+        self._runner = Runner(model, share.blocks, BLOCK)
+        if not arguments.eager:
+            self._runner.record(limits.rows, self._scheduler.context)
+        self.engine = Engine(self._scheduler, self._runner, self._deliver, check=arguments.check)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateEvent]:
         sequence = self._sequence(request)
@@ -257,6 +260,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
                 "steps_total": engine.steps,
                 "step_seconds_total": engine.step_seconds,
                 "failed_steps_total": engine.failed_steps,
+                "replayed_steps_total": self._runner.replayed,
                 "prompt_tokens_total": engine.prompt_tokens,
                 "generated_tokens_total": engine.generated_tokens,
                 "preemptions_total": scheduler.preemptions,
@@ -302,6 +306,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--load-timeout", type=float, default=60.0, help="seconds that an adapter's load may take")
     parser.add_argument("--max-rows", type=int, default=64, help="sequences in a step")
     parser.add_argument("--max-batch-tokens", type=int, default=512, help="tokens in a step")
+    parser.add_argument("--eager", action="store_true", help="on CUDA: never replay decode steps from graphs")
     parser.add_argument("--check", action="store_true", help="assert the engine's laws after every step")
     arguments = parser.parse_args(argv)
     if arguments.max_batch_tokens < arguments.max_rows:

@@ -20,7 +20,7 @@ does not depend on what else is in the batch, nor, on a CPU, on how its prompt w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,14 +33,13 @@ from inference.kernels.library import CAttention, library, ops
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows and blocks of a step's sequences. Host tensors but for `slots`, which is where the caches are.
+    """Rows and blocks of a step's sequences, on the host, or all of it on the device where `placed` holds it.
 
     block_tables     int32 [sequences, most blocks], padded with zeros that are never read
     query_starts     int32 [sequences + 1], first row of each sequence
     context_lengths  int32 [sequences], cached tokens plus the new ones
-    slots            int64 [tokens], where in the pool each new token goes: block * block_size + offset; on a GPU
-                     -1 for padding
-    placed           all of it on a GPU
+    slots            int64 [tokens], where in the pool each new token goes: block * block_size + offset; -1: nowhere
+    placed           what the other tensors are views of, on a device
     """
 
     block_tables: Tensor
@@ -77,8 +76,8 @@ class Layout:
         return layout if torch.device(device).type == "cpu" else layout.on(Placed.of(layout, device))
 
     def on(self, placed: Placed) -> "Layout":
-        """This layout, whose slots are still on the host, on the device where `placed` holds it."""
-        return replace(self, slots=placed.slots, placed=placed)
+        """As `placed` holds it, padding included: rows of slot -1, sequences without new tokens."""
+        return Layout(placed.tables, placed.starts, placed.contexts, placed.slots, placed)
 
 
 def paged_attention(

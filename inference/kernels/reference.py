@@ -62,9 +62,11 @@ def paged_attention(
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-    """Write token t's key and value at position `slots[t]` of the pool, counted in tokens over all blocks."""
+    """Write token t's key and value at position `slots[t]` of the pool, in tokens over all blocks; -1: nowhere."""
     block_size = key_cache.shape[1]
     at = slots.to(key_cache.device)
+    kept = at >= 0
+    key, value, at = key[kept], value[kept], at[kept]
     block, offset = at // block_size, at % block_size
     key_cache[block, offset] = key.to(key_cache.dtype)
     value_cache[block, offset] = value.to(value_cache.dtype)

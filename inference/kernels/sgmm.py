@@ -49,6 +49,7 @@ class Segments:
     rows     how many rows the runs reach
     highest  the largest slot, -1 for none
     address  of the C struct
+    fixed    whether they were placed in tiles that later steps are loaded into: every table is then launched over
     """
 
     starts: tuple[int, ...]
@@ -57,6 +58,7 @@ class Segments:
     rows: int = field(init=False, repr=False)
     highest: int = field(init=False, repr=False)
     address: int = field(init=False, repr=False, compare=False)
+    fixed: bool = field(init=False, repr=False, compare=False, default=False)
     _tiles: Tiles | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ class Segments:
         """
         tiles.load(self)
         object.__setattr__(self, "_tiles", tiles)
+        object.__setattr__(self, "fixed", True)
 
     def tiles(self, device: torch.device) -> Tiles:
         """These segments on a device: copied there at the first call, once per step."""
@@ -185,7 +188,7 @@ def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
     """Add every segment's low-rank product to y in place. The module's first lines give the meaning and shapes."""
     if not segments.slots:
         return None
-    if y.is_cuda and y.dtype in DTYPES and (table.any or torch.cuda.is_current_stream_capturing()):
+    if y.is_cuda and y.dtype in DTYPES and (table.any or segments.fixed):
         from inference.kernels.gpu import sgmm as gpu  # the CPU never pays for triton
 
         return gpu.sgmm_(y, x, table, segments)

@@ -67,11 +67,12 @@ EXPORT void lorayard_rotate(float *x, const float *cos, const float *sin, int64_
   chosen->rotate(x, cos, sin, tokens, heads, dim, turned);
 }
 
-// cache[slots[t]] = rows[t], for keys and values; strides in elements.
+// cache[slots[t]] = rows[t], for keys and values; strides in elements. Slot -1: nowhere.
 EXPORT void lorayard_store(const float *rows, int64_t row_token, int64_t row_head, float *cache, int64_t block, int64_t token,
                            int64_t head, const int64_t *slots, int64_t tokens, int64_t heads, int64_t dim,
                            int64_t block_size) {
   for (int64_t t = 0; t < tokens; ++t) {
+    if (slots[t] < 0) continue;
     float *to = cache + slots[t] / block_size * block + slots[t] % block_size * token;
     for (int64_t h = 0; h < heads; ++h) memcpy(to + h * head, rows + t * row_token + h * row_head, dim * sizeof(float));
   }

@@ -1,6 +1,7 @@
 """Knows where a step's rows and cached blocks are, on the device; never what attention does with them.
 
-Everything is one int32 tensor, filled by one copy a step:
+Everything but the tables is one int32 tensor, filled by one copy a step; behind it arrive the blocks that the step
+uses, which are spread from there over the tables, as wide as any step may need them:
 
     slots      int64 [tokens], where each new token's key goes; -1: nowhere
     tables     [sequences, width], starts [sequences + 1], contexts [sequences]     as in `attention.Layout`
@@ -39,11 +40,11 @@ class Placed:
         self.context = context
         self.tile = 1 if query <= 1 else CHUNK
         self.count = tokens if self.tile == 1 else -(-tokens // CHUNK) + min(tokens, sequences)
-        sizes = (2 * tokens, sequences * width, sequences + 1, sequences, 2 * self.count)
-        self._numbers = torch.empty(sum(sizes), dtype=torch.int32, device=device)
-        slots, tables, self.starts, self.contexts, self.tiles = torch.split(self._numbers, list(sizes))
+        sizes = (2 * tokens, sequences + 1, sequences, 2 * self.count, sequences * width)
+        self._numbers = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        slots, self.starts, self.contexts, self.tiles, self._blocks = torch.split(self._numbers, list(sizes))
         self.slots: Tensor = slots.view(torch.int64)
-        self.tables = tables.view(sequences, width)
+        self.tables = torch.zeros(sequences, width, dtype=torch.int32, device=device)
 
     @classmethod
     def of(cls, layout: "Layout", device: torch.device | str) -> "Placed":
@@ -63,18 +64,19 @@ class Placed:
         sequences, width = layout.block_tables.shape
         assert lengths.max(initial=0) <= self.query, "a sequence has more new tokens than there is room for"
         assert contexts.max(initial=0) <= self.context, "a sequence has more context than there is room for"
+        assert width <= self.width, "a sequence has more blocks than there is room for"
         slots = _padded(layout.slots.numpy(), self.slots.shape[0], -1)
-        tables = np.zeros((self.sequences, self.width), np.int32)
-        tables[:sequences, :width] = layout.block_tables.numpy()
         tiles = np.stack([np.repeat(np.arange(sequences), each), within(each) * self.tile], axis=1).astype(np.int32)
         parts = (
             slots.view(np.int32),
-            tables.ravel(),
             _padded(starts, self.sequences + 1, int(starts[-1])),
             _padded(contexts, self.sequences, 0),
             _padded(tiles.ravel(), 2 * self.count, -1),
+            layout.block_tables.numpy().ravel(),
         )
-        copy_(self._numbers, np.concatenate(parts))
+        numbers = np.concatenate(parts)
+        copy_(self._numbers[: numbers.size], numbers)
+        self.tables[:sequences, :width] = self._blocks[: sequences * width].view(sequences, width)
 
 
 def _padded(numbers: np.ndarray[Any, Any], size: int, fill: int) -> np.ndarray[Any, Any]:

@@ -14,3 +14,10 @@ def copy_(into: Tensor, numbers: np.ndarray[Any, Any]) -> None:
     """
     host = torch.from_numpy(numbers)
     into.copy_(host.pin_memory() if into.is_cuda else host, non_blocking=True)
+
+
+def put(numbers: np.ndarray[Any, Any], device: torch.device | str) -> Tensor:
+    """A tensor of its own with these numbers, there once what runs before on the current stream has run."""
+    into = torch.empty(numbers.shape, dtype=torch.from_numpy(numbers).dtype, device=device)
+    copy_(into, numbers)
+    return into
