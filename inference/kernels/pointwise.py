@@ -1,10 +1,10 @@
-"""What lies between a layer's products, one call each: for float32 on a CPU, with slow twins in `reference`.
+"""What lies between a layer's products, one call each: C++ for float32 on a CPU, Triton on a GPU.
 
     rms_norm(x, weight, eps, offset)   x / sqrt(mean(x**2) + eps) * (weight + offset), over the last dimension
     gated_(gate, up, act)              gate = act(gate) * up, act `silu` or `gelu_tanh`
     rotate_(x, cos, sin)               rotary embedding, in place: x [tokens, heads, dim], cos and sin [tokens, turned]
 
-Each row's result is the same in whichever batch it is.
+Each row's result is the same in whichever batch it is; of narrow dtypes it is computed in float32 and rounded once.
 """
 
 from typing import Literal
@@ -14,12 +14,17 @@ from torch import Tensor
 
 from inference.kernels import reference
 from inference.kernels.library import Library, library
+from inference.kernels.sgmm import DTYPES
 
 Act = Literal["silu", "gelu_tanh"]
 ACTS: tuple[Act, ...] = ("silu", "gelu_tanh")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    if _on_gpu(x, weight):
+        from inference.kernels.gpu import pointwise as gpu  # the CPU never pays for triton
+
+        return gpu.rms_norm(x, weight, eps, offset)
     native = _native(x, weight)
     if native is None:
         return reference.rms_norm(x, weight, eps, offset)
@@ -31,6 +36,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
 
 
 def gated_(gate: Tensor, up: Tensor, act: Act) -> Tensor:
+    if _on_gpu(gate, up):
+        from inference.kernels.gpu import pointwise as gpu  # the CPU never pays for triton
+
+        return gpu.gated_(gate, up, act == "silu")
     native = _native(gate, up)
     if native is None:
         return reference.gated_(gate, up, act)
@@ -40,6 +49,10 @@ def gated_(gate: Tensor, up: Tensor, act: Act) -> Tensor:
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if _on_gpu(x, cos, sin):
+        from inference.kernels.gpu import pointwise as gpu  # the CPU never pays for triton
+
+        return gpu.rotate_(x, cos, sin)
     native = _native(x, cos, sin)
     if native is None:
         return reference.rotate_(x, cos, sin)
@@ -49,6 +62,10 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     assert cos.shape[1] <= dim
     native.rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), tokens, heads, dim, cos.shape[1])
     return x
+
+
+def _on_gpu(*tensors: Tensor) -> bool:
+    return all(tensor.is_cuda and tensor.dtype in DTYPES for tensor in tensors)
 
 
 def _native(*tensors: Tensor) -> Library | None:

@@ -74,18 +74,27 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     """`x / sqrt(mean(x**2) + eps) * (weight + offset)` over the last dimension."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
+    numbers = _wide(x)
+    scale = torch.rsqrt(numbers.square().mean(-1, keepdim=True) + eps)
+    return (numbers * scale * (_wide(weight) + offset)).to(x.dtype)
 
 
 def gated_(gate: Tensor, up: Tensor, act: str) -> Tensor:
     """`act(gate) * up`, for `silu` and `gelu_tanh`."""
-    done = functional.silu(gate) if act == "silu" else functional.gelu(gate, approximate="tanh")
+    numbers = _wide(gate)
+    done = functional.silu(numbers) if act == "silu" else functional.gelu(numbers, approximate="tanh")
     return gate.copy_(done * up)
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x [tokens, heads, dim] by cos and sin [tokens, turned]; what is over `turned` stays."""
     turned = x[..., : cos.shape[-1]]
-    low, high = turned.chunk(2, dim=-1)
-    turned.copy_(turned * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None])
+    numbers = _wide(turned)
+    low, high = numbers.chunk(2, dim=-1)
+    turned.copy_(numbers * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None])
     return x
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Narrow dtypes in float32: what is computed of them is rounded once."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,11 +1,13 @@
-"""Knows what parts of Transformers' models a CPU runs in fewer, larger calls; never sequences or adapters.
+"""Knows what parts of Transformers' models are run in fewer, larger calls; never sequences or adapters.
 
 Every part is proved before it is used: it must give what the library's own module gives, on random input, or that one
-stays. A fused part keeps its module's parameters, hooks and linears; only its `forward` is another.
+stays. The proof is in float32, whatever the model's dtype: in a narrow one they differ by where they round. A fused
+part keeps its module's parameters, hooks and linears; only its `forward` is another.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from inference.kernels.library import library
 from inference.kernels.pointwise import ACTS, gated_, rms_norm, rotate_
+from inference.kernels.sgmm import DTYPES
 from inference.lora.linear import LoraLinear
 
 ROTARY = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "Qwen2MoeAttention"})
@@ -58,7 +61,7 @@ class RotaryAttention:
 def fuse(network: nn.Module, run: Callable[[], object]) -> Counter[str]:
     """Fuse what can be; `run` is a forward pass that shows how modules are called. How many of each class were."""
     fused: Counter[str] = Counter()
-    if library() is None or any(p.dtype is not torch.float32 or not p.is_cpu for p in network.parameters()):
+    if not _served(network):
         return fused
     calls = _attention_calls(network, run)
     for module in network.modules():
@@ -70,19 +73,29 @@ def fuse(network: nn.Module, run: Callable[[], object]) -> Counter[str]:
     return fused
 
 
+def _served(network: nn.Module) -> bool:
+    """Whether there are kernels for it: in float32 on a CPU, in any of their dtypes on a GPU, quantised nowhere."""
+    parameters = list(network.parameters())
+    if any(type(parameter) is not nn.Parameter for parameter in parameters):
+        return False
+    if all(parameter.is_cuda for parameter in parameters):
+        return all(parameter.dtype in DTYPES for parameter in parameters)
+    return library() is not None and all(p.is_cpu and p.dtype is torch.float32 for p in parameters)
+
+
 Trial = Callable[[nn.Module], list[Tensor]]
 """What a module gives for some fixed random input."""
 
 
 def _offers(module: Any, calls: dict[nn.Module, dict[str, Any]]) -> Iterator[tuple[type, Any, Trial]]:
     if type(module).__name__.endswith("RMSNorm") and list(module._parameters) == ["weight"]:
-        x = _random(1, 3, module.weight.shape[0])
+        x = _random(1, 3, module.weight.shape[0], device=module.weight.device)
         epsilon = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
         for offset in (0.0, 1.0) if epsilon else ():
             yield Norm, (epsilon, offset), lambda m: [m(x)]
     elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         if isinstance(module.gate_proj, LoraLinear):
-            wide = _random(1, 3, module.gate_proj.table.inputs)
+            wide = _random(1, 3, module.gate_proj.table.inputs, device=module.gate_proj.weight.device)
             for act in ACTS:
                 yield GatedMlp, act, lambda m: [m(wide)]
     elif type(module).__name__ in ROTARY and module in calls:
@@ -90,13 +103,27 @@ def _offers(module: Any, calls: dict[nn.Module, dict[str, Any]]) -> Iterator[tup
 
 
 def _proved(module: nn.Module, part: type, settings: Any, trial: Trial) -> bool:
-    own, before = trial(module), module.__class__
-    _become(module, part, settings)
-    given = trial(module)
+    before = module.__class__
+    with _widened(module):
+        own = trial(module)
+        _become(module, part, settings)
+        given = trial(module)
     module.__class__ = before
     return len(own) == len(given) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(own, given, strict=True)
     )
+
+
+@contextmanager
+def _widened(module: nn.Module) -> Iterator[None]:
+    """With parameters in float32, which holds any narrower one exactly, and then with its own again."""
+    kept = [(owner, dict(owner._parameters)) for owner in module.modules()]
+    for owner, own in kept:
+        wide = {name: p if p is None else nn.Parameter(p.float(), requires_grad=False) for name, p in own.items()}
+        owner._parameters.update(wide)
+    yield
+    for owner, own in kept:
+        owner._parameters.update(own)
 
 
 def _become(module: Any, part: type, settings: Any) -> None:
@@ -121,8 +148,9 @@ def _attention_calls(network: nn.Module, run: Callable[[], object]) -> dict[nn.M
 
 
 def _attention_trial(call: dict[str, Any]) -> Trial:
-    hidden = _random(*call["hidden_states"].shape)
-    turns = tuple(_random(*table.shape) for table in call["position_embeddings"])
+    device = call["hidden_states"].device
+    hidden = _random(*call["hidden_states"].shape, device=device)
+    turns = tuple(_random(*table.shape, device=device) for table in call["position_embeddings"])
 
     def trial(module: Any) -> list[Tensor]:
         own, module.lorayard_cache = module.lorayard_cache, _Recorder()
@@ -139,9 +167,10 @@ class _Recorder:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, softcap: float
     ) -> Tensor:
-        self.seen = [query.clone(), key.clone(), value.clone(), torch.tensor([layer, scale, window, softcap])]
-        return _random(query.shape[0], query.shape[1], value.shape[2])
+        numbers = torch.tensor([layer, scale, window, softcap], device=query.device)
+        self.seen = [query.clone(), key.clone(), value.clone(), numbers]
+        return _random(query.shape[0], query.shape[1], value.shape[2], device=query.device)
 
 
-def _random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+def _random(*shape: int, device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(device)
