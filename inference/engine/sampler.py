@@ -1,35 +1,38 @@
 """Knows how logits become tokens; never where they came from.
 
 All rows of a step are drawn together. Each sequence draws from its own random stream, so a seeded request gets the same
-tokens whatever shares its batch.
+tokens whatever shares its batch. Reading the tokens is where a step waits for a GPU, and the only place unless somebody
+asked for log-probabilities.
 """
 
 from collections import Counter
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inference.engine.scheduler import Logprobs, Sampled
 from inference.engine.sequence import Sequence
+from inference.kernels.gpu.pinned import put
 
 
 def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
     """logits: [sequences, vocabulary]; one token for each."""
     logits = logits.float()
-    finite = torch.isfinite(logits.sum(dim=-1)).tolist()
     logprobs = _logprobs(logits, sequences)
     penalised = _penalise(logits, sequences)
     tokens = penalised.argmax(dim=-1)
-    drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0 and finite[row]]
+    drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
     if drawn:
-        tokens[drawn] = _draw(penalised[drawn], [sequences[row] for row in drawn])
+        at = put(np.array(drawn), logits.device)
+        tokens[at] = _draw(penalised[at], [sequences[row] for row in drawn])
+    told, finite = torch.stack([tokens, torch.isfinite(logits.sum(dim=-1)).long()]).tolist()
     chosen = [
-        token if sequence.forced is None else sequence.forced
-        for token, sequence in zip(tokens.tolist(), sequences, strict=True)
+        token if sequence.forced is None else sequence.forced for token, sequence in zip(told, sequences, strict=True)
     ]
     return [
-        Sampled(token, _chosen(row_logprobs, token, sequence.sampling.logprobs), is_finite)
+        Sampled(token, _chosen(row_logprobs, token, sequence.sampling.logprobs), bool(is_finite))
         for token, row_logprobs, sequence, is_finite in zip(chosen, logprobs, sequences, finite, strict=True)
     ]
 
@@ -43,8 +46,8 @@ def _penalise(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
     for row in rows:
         counts = Counter(sequences[row].output)
         if counts:
-            at = torch.tensor(list(counts), device=logits.device)
-            times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
+            at = put(np.array(list(counts)), logits.device)
+            times = put(np.array(list(counts.values()), np.float32), logits.device)
             sampling = sequences[row].sampling
             logits[row, at] -= sampling.presence_penalty + sampling.frequency_penalty * times
     return logits
@@ -54,7 +57,7 @@ def _draw(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
     """Temperature, then top-k, top-p and min-p, each a prefix of the tokens by falling probability."""
 
     def column(values: Seq[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+        return put(np.array(values, np.float64), logits.device)[:, None]
 
     sampling = [sequence.sampling for sequence in sequences]
     vocabulary = logits.shape[-1]
