@@ -106,6 +106,7 @@ def _flash_reads(q: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
 
     torch 2.13 hands its own FlashAttention 2 no block table, and to the fourth only on other GPUs than Hopper's.
     """
+    chosen = getattr(torch_attention, "current_flash_attention_impl", None)  # not in every torch from 2.11 on
     return (
         q.is_cuda
         and q.dtype in (torch.float16, torch.bfloat16)
@@ -113,7 +114,8 @@ def _flash_reads(q: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
         and key_cache.shape == value_cache.shape
         and q.shape[2] % 8 == 0
         and q.shape[2] <= 256
-        and torch_attention.current_flash_attention_impl() == "FA3"
+        and chosen is not None
+        and chosen() == "FA3"
     )
 
 
