@@ -8,7 +8,7 @@ PlatformError
 │   ├── NameTaken
 │   ├── AliasMoved           the alias is not where the caller thought
 │   ├── NothingToRollBack    the alias was never moved to where it is
-│   ├── VersionNeeded        a version can't go while an alias, a rollout… needs it
+│   ├── VersionNeeded        a version can't go while an alias, a rollout… needs it: 409, with `needed_by`
 │   ├── RollbackOpen         nor while a rollback of an alias would lead to it
 │   ├── PinsSpent            as many versions are pinned as the engine can keep
 │   ├── AdapterInUse
@@ -67,7 +67,18 @@ class NothingToRollBack(Conflict):
 
 
 class VersionNeeded(Conflict):
+    """`needers`: of each its kind, its name and its id."""
+
     code = "version_in_use"
+
+    def __init__(self, number: int, needers: list[dict[str, str]]) -> None:
+        named = " and ".join(f"the {needer['kind']} {needer['name']}" for needer in needers)
+        super().__init__(f"v{number} is needed by {named}; move or end what needs it first.")
+        self.needers = needers
+
+    @property
+    def body(self) -> Body:
+        return {"error": {**super().body["error"], "needed_by": self.needers}}
 
 
 class RollbackOpen(Conflict):

@@ -28,6 +28,7 @@ from webhooks.services import emit
 
 TASK = "jobs.tasks.release_version"
 OVERDUE = timedelta(minutes=1)
+MOST_NAMED = 5  # of one table's rows that need a version
 
 
 class NotReleased(Exception):
@@ -85,9 +86,8 @@ def _unneeded(version: Version) -> tuple[Adapter, Version]:
     """The adapter, locked, and the version as it is now. Raises VersionNeeded and RollbackOpen."""
     adapter = locked(version.adapter)
     version = adapter.versions.get(pk=version.pk)
-    for relation in Version._meta.related_objects:
-        if relation.on_delete is models.PROTECT:
-            _check(version, relation)
+    if needers := _needers(version):
+        raise VersionNeeded(version.number, needers)
     hours = settings.LORAYARD.rollback_hours
     since = timezone.now() - timedelta(hours=hours)
     moves = AliasMove.objects.arrivals().filter(adapter=adapter, from_version=version, at__gt=since)
@@ -100,12 +100,14 @@ def _unneeded(version: Version) -> tuple[Adapter, Version]:
     return adapter, version
 
 
-def _check(version: Version, relation: models.ForeignObjectRel) -> None:
-    rows = relation.related_model._default_manager.filter(**{relation.field.name: version})
-    row = (rows.active() if hasattr(rows, "active") else rows).first()
-    if row is not None:
-        what = f"{relation.related_model._meta.verbose_name} {row}"
-        raise VersionNeeded(f"The {what} needs v{version.number}; move or end it first.")
+def _needers(version: Version) -> list[dict[str, str]]:
+    """What needs the version now: a few rows of each table, by kind, name and id."""
+    relations = [each for each in Version._meta.related_objects if each.on_delete is models.PROTECT]
+    found = []
+    for relation in relations:
+        rows = relation.related_model._default_manager.filter(**{relation.field.name: version})
+        found += (rows.active() if hasattr(rows, "active") else rows)[:MOST_NAMED]
+    return [{"kind": str(row._meta.verbose_name), "name": str(row), "id": str(row.pk)} for row in found]
 
 
 def _retire(adapter: Adapter, version: Version, state: State, actor: Actor) -> Version:
