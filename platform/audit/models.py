@@ -36,6 +36,7 @@ class Action(models.TextChoices):
     VERSION_REJECTED = "adapter:version:rejected"
     VERSION_ARCHIVED = "adapter:version:archived"
     VERSION_DELETED = "adapter:version:deleted"
+    VERSION_FORGOTTEN = "adapter:version:forgotten"
     VERSION_ANNOTATED = "adapter:version:annotated"
     VERSION_PRELOADED = "adapter:version:preloaded"
     VERSION_PINNED = "adapter:version:pinned"

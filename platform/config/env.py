@@ -59,6 +59,7 @@ class Env(BaseSettings):
     store_url: str = ""
     debug: bool = False
     rollback_hours: float = Field(default=24, ge=0, le=24 * 365)  # how long a version that an alias left is kept for it
+    rejected_days: float = Field(default=90, ge=0, le=36500)  # how long rejected versions' reports stay; 0: for ever
     database_pool: int = Field(default=0, ge=0, le=1000)  # connections that a process shares; 0: one per thread
     # What the web process may do in the database: a role that `migrate` makes, bound to the tenants in scope.
     web_role: str = Field(default="lorayard_web", pattern=r"^[a-z_][a-z0-9_]{0,62}$")  # "none": as the tables' owner

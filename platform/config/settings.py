@@ -199,6 +199,7 @@ CELERY_BEAT_SCHEDULE = {  # seconds
     "tend-usage": {"task": "jobs.tasks.tend_usage", "schedule": 30.0, "options": {"expires": 30.0}},
     "forget-usage": {"task": "jobs.tasks.forget_usage", "schedule": 3600.0},
     "expire-uploads": {"task": "jobs.tasks.expire_uploads", "schedule": 300.0},
+    "forget-rejected": {"task": "jobs.tasks.forget_rejected", "schedule": 3600.0},
     "sweep-blobs": {"task": "jobs.tasks.sweep_blobs", "schedule": 900.0},
     "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": 30.0},
     "checkpoint-audit": {"task": "jobs.tasks.checkpoint_audit", "schedule": 60.0},

@@ -34,6 +34,11 @@ def revalidate_stale() -> None:
     registry.revalidate_stale()
 
 
+@shared_task(name="jobs.tasks.forget_rejected", acks_late=True)
+def forget_rejected() -> None:
+    registry.forget_rejected()
+
+
 @shared_task(name="jobs.tasks.collect_blob", acks_late=True)
 def collect_blob(digest: str) -> None:
     blobs.collect(digest)

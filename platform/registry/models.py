@@ -115,6 +115,10 @@ class VersionQuerySet(models.QuerySet["Version"]):
         """All but the deleted ones."""
         return self.exclude(state=State.DELETED)
 
+    def rejected(self) -> Self:
+        """Those that never became ready, if somebody deleted them since too."""
+        return self.filter(Q(state=State.REJECTED) | Q(state=State.DELETED, digest="", released_at__isnull=False))
+
     def unreleased(self) -> Self:
         """Retired versions that an engine or the store may still hold something of."""
         return self.filter(state__in=RETIRED, released_at=None)

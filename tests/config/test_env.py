@@ -111,6 +111,7 @@ NONSENSE = {
     "LORAYARD_STORE_URL": ["store", "http://x/y", "file:"],
     "LORAYARD_PUBLIC_URL": ["example.com", "ftp://example.com"],
     "LORAYARD_DATABASE_POOL": ["-1", "many"],
+    "LORAYARD_REJECTED_DAYS": ["-1", "never"],
     "LORAYARD_PEPPER": ["short"],
     "LORAYARD_AUDIT_STORE_URL": ["store", "http://x/y"],
     "LORAYARD_AUDIT_KEY": ["short", "c2hvcnQ="],

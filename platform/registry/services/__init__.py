@@ -6,6 +6,7 @@ from registry.services.aliases import delete_alias, move_alias, previous, rollba
 from registry.services.comparison import compare_versions, work_out_comparison
 from registry.services.naming import Target, resolve, visible_models
 from registry.services.quotas import limits, usage
+from registry.services.rejected import forget_rejected
 from registry.services.residency import (
     Place,
     evict_version,
@@ -55,6 +56,7 @@ __all__ = [
     "ensure_adapter",
     "evict_version",
     "expire_uploads",
+    "forget_rejected",
     "hold_pins",
     "limits",
     "locate",
