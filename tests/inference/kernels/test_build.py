@@ -13,7 +13,12 @@ from inference.kernels.library import library
 
 
 def test_the_file_name_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler that only writes its output: what it makes of the sources, every other test sees."""
     before = build.ensure()
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho made > "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
     for source in build.SOURCES.glob("*.[hc]*"):
         (tmp_path / source.name).write_bytes(source.read_bytes())
     monkeypatch.setattr(build, "SOURCES", tmp_path)

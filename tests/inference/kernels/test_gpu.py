@@ -36,9 +36,8 @@ def test_its_numerics_under_the_interpreter(kernel: str) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_it_compiles(arch: str, tmp_path: Path) -> None:
-    run(str(HERE / "compiled.py"), arch, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+def test_it_compiles(tmp_path: Path) -> None:
+    run(str(HERE / "compiled.py"), TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
 
 
 def test_a_cpu_never_imports_triton() -> None:

@@ -3,8 +3,6 @@
 `test_gpu.py` runs this file in a process of its own, since the interpreter is chosen before triton is imported.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +11,9 @@ from inference.kernels import reference
 from inference.kernels.attention import Layout
 from inference.kernels.gpu import attention as gpu
 from inference.kernels.gpu.layout import Placed
+from tests.inference.kernels.on_device.cases import DEVICE, cases
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+Step = tuple[list[int], list[int]]  # queries and contexts
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 MIXED = ([1, 20, 1, 0, 17], [70, 90, 1, 33, 17])  # decodes, a later chunk, an idle one, a whole prompt
 DECODES = ([1, 1, 1], [70, 1, 64])
@@ -69,22 +68,25 @@ def check(q: Tensor, pool: Pool, layout: Layout, window: int = 0, softcap: float
     torch.testing.assert_close(got.double(), expected, rtol=TOLERANCE[q.dtype], atol=TOLERANCE[q.dtype])
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (37, 0.0), (0, 30.0), (5, 2.0)])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 16), (7, 1, 20), (6, 2, 64)])
-@pytest.mark.parametrize("step", [MIXED, DECODES], ids=["mixed", "decodes"])
-def test_it_equals_its_slow_twin(
-    step: tuple[list[int], list[int]], heads: int, kv_heads: int, dim: int, window: int, softcap: float
-) -> None:
-    queries, contexts = step
+@pytest.mark.parametrize(
+    ("step", "shape", "limits"),
+    cases(
+        [MIXED, DECODES],
+        [(2, 2, 16), (7, 1, 20), (6, 2, 64)],
+        [(0, 0.0), (37, 0.0), (0, 30.0), (5, 2.0)],
+    ),
+)
+def test_it_equals_its_slow_twin(step: Step, shape: tuple[int, int, int], limits: tuple[int, float]) -> None:
+    (queries, contexts), (heads, kv_heads, dim), (window, softcap) = step, shape, limits
     pool = Pool(contexts, kv_heads, dim)
     check(torch.randn(sum(queries), heads, dim).to(DEVICE), pool, pool.layout(queries), window, softcap)
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (37, 30.0)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("step", [MIXED, DECODES], ids=["mixed", "decodes"])
-def test_sixteen_bits_too(step: tuple[list[int], list[int]], dtype: torch.dtype, window: int, softcap: float) -> None:
-    queries, contexts = step
+@pytest.mark.parametrize(
+    ("step", "dtype", "limits"), cases([MIXED, DECODES], [torch.bfloat16, torch.float16], [(0, 0.0), (37, 30.0)])
+)
+def test_sixteen_bits_too(step: Step, dtype: torch.dtype, limits: tuple[int, float]) -> None:
+    (queries, contexts), (window, softcap) = step, limits
     pool = Pool(contexts, 2, 32, dtype=dtype)
     check(torch.randn(sum(queries), 6, 32).to(DEVICE, dtype), pool, pool.layout(queries), window, softcap)
 

@@ -3,8 +3,6 @@
 `test_gpu.py` runs this file in a process of its own, since the interpreter is chosen before triton is imported.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +11,8 @@ from inference.kernels import reference
 from inference.kernels.gpu import sgmm as gpu
 from inference.kernels.gpu.tiles import Family, Tiles
 from inference.kernels.sgmm import DTYPES, Segments, Table
+from tests.inference.kernels.on_device.cases import DEVICE, cases
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 INPUTS, OUTPUTS, SLOTS = 530, 140, 7
 RANKS = {"16": [16], "mixed": [16, 1, 40, 3, 8, 33, 5]}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -62,9 +60,9 @@ def check(y: Tensor, x: Tensor, pairs: Table, segments: Segments) -> None:
     assert torch.equal(y[others], before[others])
 
 
-@pytest.mark.parametrize("popularity", ["one", "each", "zipf", "skewed", "empty"])
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "ranks", "popularity"), cases(DTYPES, list(RANKS), ["one", "each", "zipf", "skewed", "empty"])
+)
 def test_it_equals_its_slow_twin(dtype: torch.dtype, ranks: str, popularity: str) -> None:
     pairs = table(RANKS[ranks], dtype)
     for rows in (1, 9):
@@ -72,9 +70,9 @@ def test_it_equals_its_slow_twin(dtype: torch.dtype, ranks: str, popularity: str
         check(y, x, pairs, Segments.of(rows_of(popularity, rows), [1] * rows))
 
 
-@pytest.mark.parametrize("lengths", [[1] * 6, [20, 7, 1, 0, 2, 3], [70, 0, 65, 0, 66, 0]])
-@pytest.mark.parametrize("adapters", DTYPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "adapters", "lengths"), cases(DTYPES, DTYPES, [[1] * 6, [20, 7, 1, 0, 2, 3], [70, 0, 65, 0, 66, 0]])
+)
 def test_adapters_of_any_dtype_serve_activations_of_any_other(
     dtype: torch.dtype, adapters: torch.dtype, lengths: list[int]
 ) -> None:
