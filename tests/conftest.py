@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
@@ -51,6 +53,11 @@ from tests.processes import Platform, Up, free_port, wait_for  # noqa: E402
 RUN = env.load().run
 from tenants.models import Tenant  # noqa: E402
 from tenants.services import create_tenant  # noqa: E402
+
+# No example fails for the time that it takes: a busy machine needs more.
+UNHURRIED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+hypothesis_settings.register_profile("unhurried", deadline=None, suppress_health_check=UNHURRIED)
+hypothesis_settings.load_profile("unhurried")
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 

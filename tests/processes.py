@@ -1,6 +1,8 @@
 """Runs the platform's own command line in processes of its own, for tests that look at it from outside."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -38,12 +40,15 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and below those of outgoing connections: none takes it before its owner."""
+    for port in random.SystemRandom().sample(range(10_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("every port is taken")
 
 
-def manage(told: Mapping[str, str], *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+def manage(told: Mapping[str, str], *arguments: str, seconds: float = 100) -> subprocess.CompletedProcess[str]:
     """`manage.py <arguments>`, to its end."""
     argv = [sys.executable, str(ROOT / "manage.py"), *arguments]
     return subprocess.run(
@@ -111,7 +116,7 @@ class Platform:
     def call(self, method: str, path: str, key: str, **body: object) -> Any:
         """A call to the management API, whose answer is JSON. Fails the test on any status from 400 on."""
         bearer = {"Authorization": f"Bearer {key}"}
-        answer = httpx.request(method, f"{self.url}/api/v1/{path}", headers=bearer, json=body or None, timeout=30)
+        answer = httpx.request(method, f"{self.url}/api/v1/{path}", headers=bearer, json=body or None, timeout=60)
         assert answer.is_success, answer.text
         return answer.json()
 

@@ -176,7 +176,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     document=st.dictionaries(st.text("ab.", min_size=1, max_size=3), ENTRIES, min_size=1, max_size=3),
     size=st.integers(0, 64),
@@ -196,7 +196,7 @@ def test_what_is_accepted_here_is_accepted_by_the_library(document: dict[str, An
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damaged_bytes_end_in_a_refusal_or_a_header_never_in_another_error(data: st.DataObject) -> None:
     content = bytearray(weights({"t": ("F32", (2, 2), values((2, 2)))}))

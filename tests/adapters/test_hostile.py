@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.archive import unpack
@@ -444,7 +444,7 @@ def test_a_hostile_archive_leaves_nothing_behind(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == untouched
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(["zip", "tar.gz"]))
 def test_a_damaged_archive_gives_the_right_files_or_none(
     seed: int, kind: str, tmp_path_factory: pytest.TempPathFactory
@@ -465,7 +465,7 @@ def test_a_damaged_archive_gives_the_right_files_or_none(
         assert {found.name for found in (folder / "into").iterdir()} == set(GOOD)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_files_are_refused_or_still_an_adapter(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Damage to a value can leave a good number; anything else ends in a refusal and in no other error."""

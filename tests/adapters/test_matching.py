@@ -70,7 +70,7 @@ def theirs(targets: Any, excluded: Any, layers: Any, layers_pattern: Any, saved:
     return {name for name, result in results.items() if result and not isinstance(result, _ExcludedModule)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     targets=st.one_of(REGEX, st.frozensets(NAME, min_size=1, max_size=4)),
     excluded=st.one_of(st.just(frozenset()), REGEX, st.frozensets(NAME, max_size=3)),
@@ -88,7 +88,7 @@ def test_the_same_modules_are_targeted(
     assert placements(config, BASE).keys() == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     ranks=st.dictionaries(PATTERN, st.integers(1, 64), max_size=4),
     alphas=st.dictionaries(PATTERN, st.integers(1, 64), max_size=4),

@@ -14,20 +14,20 @@ from tests.processes import Platform
 def test_management_calls_reach_the_api(platform: Platform) -> None:
     _, key = platform.tenant("hooli")
     stranger, _ = platform.tenant("stranger")
-    seen = httpx.get(f"{platform.url}/api/v1/adapters", headers={"Authorization": f"Bearer {key}"})
+    seen = httpx.get(f"{platform.url}/api/v1/adapters", headers={"Authorization": f"Bearer {key}"}, timeout=60)
     assert seen.status_code == 200
     assert stranger not in seen.text
 
 
 def test_data_calls_reach_the_gateway_which_knows_no_middleware(platform: Platform) -> None:
-    answer = httpx.get(f"{platform.url}/v1/models")
+    answer = httpx.get(f"{platform.url}/v1/models", timeout=60)
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
     assert "x-frame-options" not in answer.headers
 
 
 def test_the_rest_reaches_django_with_its_headers(platform: Platform) -> None:
-    answer = httpx.get(f"{platform.url}/login/")
+    answer = httpx.get(f"{platform.url}/login/", timeout=60)
     assert answer.status_code == 200
     assert answer.headers["x-frame-options"] == "DENY"
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -35,19 +35,19 @@ def test_the_rest_reaches_django_with_its_headers(platform: Platform) -> None:
 
 
 def test_static_files_are_served_by_the_same_process(platform: Platform) -> None:
-    answer = httpx.get(f"{platform.url}/static/unfold/css/styles.css")
+    answer = httpx.get(f"{platform.url}/static/unfold/css/styles.css", timeout=60)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/css")
 
 
 def test_the_api_page_is_there(platform: Platform) -> None:
-    assert httpx.get(f"{platform.url}/api/schema").status_code == 200
-    page = httpx.get(f"{platform.url}/api/docs")
+    assert httpx.get(f"{platform.url}/api/schema", timeout=60).status_code == 200
+    page = httpx.get(f"{platform.url}/api/docs", timeout=60)
     assert page.status_code == 200
     sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert sources
     assert all(source.startswith("/") for source in sources), "the page fetches something from elsewhere"
-    assert {httpx.get(platform.url + source).status_code for source in sources} == {200}
+    assert {httpx.get(platform.url + source, timeout=60).status_code for source in sources} == {200}
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/none", "/v1/chat/none", "/v1/uploads/none/none", "/api/v1/none"])
@@ -66,12 +66,12 @@ def test_a_socket_that_nobody_serves_is_refused_before_it_opens(platform: Platfo
 
 
 def test_another_hosts_name_is_refused(platform: Platform) -> None:
-    assert httpx.get(f"{platform.url}/login/", headers={"Host": "evil.example"}).status_code == 400
+    assert httpx.get(f"{platform.url}/login/", headers={"Host": "evil.example"}, timeout=60).status_code == 400
 
 
 def test_the_web_process_says_nothing_of_keys(platform: Platform) -> None:
     """After the calls above, and one that carries a key where none belongs."""
     _, key = platform.tenant("hooli")
-    httpx.get(f"{platform.url}/api/v1/adapters", params={"api_key": key})
+    httpx.get(f"{platform.url}/api/v1/adapters", params={"api_key": key}, timeout=60)
     logs = Path(platform.environment["LORAYARD_HOME"]) / "logs"
     assert not any(key in log.read_text() for log in logs.iterdir())

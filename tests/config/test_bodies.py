@@ -29,7 +29,7 @@ def test_a_large_body_from_nobody_is_not_read(
     platform: Platform, body: Body, path: str, headers: dict[str, str]
 ) -> None:
     try:
-        answer = httpx.post(platform.url + path, content=body(), headers=headers, timeout=20)
+        answer = httpx.post(platform.url + path, content=body(), headers=headers, timeout=60)
     except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
         return  # the server hung up while we were still sending
     assert answer.status_code == 413
@@ -39,7 +39,7 @@ def test_a_live_key_may_send_a_large_body(platform: Platform) -> None:
     _, key = platform.tenant("hooli")
     files = {"file": ("adapter_model.safetensors", b"x" * (3 << 20))}
     headers = {"Authorization": f"Bearer {key}"}
-    answer = httpx.post(f"{platform.url}/api/v1/adapters/big/versions", files=files, headers=headers, timeout=30)
+    answer = httpx.post(f"{platform.url}/api/v1/adapters/big/versions", files=files, headers=headers, timeout=60)
     assert answer.status_code == 202, answer.text
 
 

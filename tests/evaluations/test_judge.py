@@ -2,7 +2,6 @@
 
 import http.server
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,13 @@ SCHEMA = {
     "required": ["n"],
     "$defs": {"count": {"type": "integer", "minimum": 1}},
 }
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine, what does answer is heard."""
+    monkeypatch.setattr(judging, "PATIENCE", 60)
+    monkeypatch.setattr(judging, "STARTING", 60)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +69,12 @@ def test_what_cannot_score_is_told_at_the_upload(judge: Judge, scorer: str, expe
 
 
 def test_a_hanging_pattern_is_killed_and_the_next_answer_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "PATIENCE", 0.3)
-    with Judge(30) as judge:
+    with Judge(300) as judge:
         assert judge.passes("regex", "b", "abc") == (True, "")
-        began = time.monotonic()
+        monkeypatch.setattr(judging, "PATIENCE", 0.3)
         assert judge.passes("regex", r"(a+)+$", "a" * 60 + "b") == (False, TOO_LONG)
         assert judge.passes("json-schema", {"pattern": "(a+)+$"}, f'"{"a" * 60}b"') == (False, TOO_LONG)
-        assert time.monotonic() - began < 12
+        monkeypatch.setattr(judging, "PATIENCE", 60)
         assert judge.passes("regex", "b", "abc") == (True, "")
         assert not judge.exhausted
 

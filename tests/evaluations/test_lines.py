@@ -98,7 +98,7 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries({}, optional={name: JSON for name in (*GOOD, "max_tokens")}), st.binary(max_size=20))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_nothing_else_ever_comes_of_a_strange_line(row: dict[str, Any], rest: bytes) -> None:
     for change in (row, GOOD | row):
         with contextlib.suppress(SetMalformed):

@@ -60,7 +60,7 @@ def upload(platform: Any) -> Callable[[str, str, Path], int]:
             ("file", (file, (folder / file).read_bytes()))
             for file in ("adapter_config.json", "adapter_model.safetensors")
         ]
-        made = httpx.post(url, headers=bearer, files=files, timeout=30)
+        made = httpx.post(url, headers=bearer, files=files, timeout=60)
         assert made.status_code == 202, made.text
         number = int(made.json()["number"])
         deadline = time.monotonic() + 60

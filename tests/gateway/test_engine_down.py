@@ -88,7 +88,7 @@ def fragile(
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz").is_success
+        return httpx.get(f"{url}/healthz", timeout=60).is_success
     except httpx.HTTPError:
         return False
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.engine.sequence import Sequence
@@ -105,7 +105,7 @@ class SlowStore:
         self._pending = [(left - 1, digest, future) for left, digest, future in self._pending if left]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(
     acts=st.lists(ACTS, min_size=4, max_size=24),
     slots=st.integers(1, 4),

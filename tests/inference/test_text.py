@@ -31,7 +31,7 @@ def pieces(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
     return [*found, stream.flush()], False
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.text())
 def test_the_pieces_add_up_to_the_text(text: str) -> None:
     found, stopped = pieces(text)
@@ -70,7 +70,7 @@ def test_a_stop_string_cuts_the_answer_and_is_not_part_of_it(text: str, stop: tu
     assert stopped == (expected != text)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_the_first_stop_string_to_be_complete_wins_and_nothing_of_it_leaks(text: str, stop: list[str]) -> None:
     found, stopped = pieces(text, tuple(stop))

@@ -24,12 +24,12 @@ def settle(platform: Any, key: str, name: str, config: bytes, weights: bytes) ->
     headers = {"Authorization": f"Bearer {key}"}
     files = {"config": (CONFIG, config), "weights": (WEIGHTS, weights)}
     url = f"{platform.url}/api/v1/adapters/{name}/versions"
-    answer = httpx.post(url, files=files, headers=headers, timeout=30)
+    answer = httpx.post(url, files=files, headers=headers, timeout=60)
     assert answer.status_code == 202, answer.text
     shown: dict[str, Any] = {}
 
     def settled() -> bool:
-        shown.update(httpx.get(platform.url + answer.headers["Location"], headers=headers, timeout=30).json())
+        shown.update(httpx.get(platform.url + answer.headers["Location"], headers=headers, timeout=60).json())
         return shown["state"] in ("ready", "rejected")
 
     wait_for(settled, 60, "validation")
@@ -44,10 +44,10 @@ def test_an_upload_is_validated_by_the_platforms_worker(platform: Any, folder: P
     bad = settle(platform, key, "uploads", (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()[:-1])
     assert (bad["state"], bad["findings"][0]["rule"]) == ("rejected", "truncated")
     path = f"{platform.url}/api/v1/adapters/uploads/versions/1"
-    assert httpx.get(path, headers={"Authorization": f"Bearer {stranger}"}).status_code == 404
-    assert httpx.get(path).status_code == 401
+    assert httpx.get(path, headers={"Authorization": f"Bearer {stranger}"}, timeout=60).status_code == 404
+    assert httpx.get(path, timeout=60).status_code == 401
 
 
 def test_openapi_and_its_page_are_served(platform: Any) -> None:
-    assert "/api/v1/adapters/{name}/versions" in httpx.get(f"{platform.url}/api/schema").text
-    assert httpx.get(f"{platform.url}/api/docs").status_code == 200
+    assert "/api/v1/adapters/{name}/versions" in httpx.get(f"{platform.url}/api/schema", timeout=60).text
+    assert httpx.get(f"{platform.url}/api/docs", timeout=60).status_code == 200

@@ -31,4 +31,4 @@ def test_a_worker_does_both_kinds_of_merges_and_the_new_version_becomes_ready(
     merges: list[Any] = [merged_in(one).pk, combined(one, two, "dare_ties", density=0.5).pk]
     wait_for(lambda: Merge.objects.filter(pk__in=merges, state=State.READY).count() == 2, 60, "both merges")
     made = Version.objects.filter(adapter=one.adapter, number=3)
-    wait_for(lambda: made.get().state == VersionState.READY, 30, "validation")
+    wait_for(lambda: made.get().state == VersionState.READY, 60, "validation")

@@ -228,13 +228,13 @@ def test_a_version_on_which_something_runs_is_let_go_after_it(acme: Tenant, serv
 
     running = threading.Thread(target=asked, args=(generate,))
     running.start()
-    assert started.wait(20)
+    assert started.wait(60)
     delete_version(free, actor=SYSTEM)
     with pytest.raises(NotReleased, match="draining"):
         release_version(free.pk)
     enough.set()
-    running.join(20)
-    wait_for(lambda: _released(free), 10, "the release")
+    running.join(60)
+    wait_for(lambda: _released(free), 60, "the release")
     assert traces(free.digest) == set()
 
 

@@ -242,7 +242,7 @@ def test_the_openai_package_uploads_in_parts_against_the_running_platform(
 ) -> None:
     archive = zipped(folder, tmp_path / "a.zip")
     content = archive.read_bytes()
-    (_, key), (_, strange) = platform.tenant("hooli"), platform.tenant("stranger")
+    (_, key), (_, strange) = platform.tenant("in-parts"), platform.tenant("stranger")
     client = OpenAI(base_url=f"{platform.url}/v1", api_key=key, max_retries=0)
     other = OpenAI(base_url=f"{platform.url}/v1", api_key=strange, max_retries=0)
     purpose: Any = "adapter"
@@ -256,7 +256,7 @@ def test_the_openai_package_uploads_in_parts_against_the_running_platform(
     body = {"files": [done.file.id]}
     version = platform.call("POST", "adapters/by-parts/versions", key, **body)
     path = f"adapters/by-parts/versions/{version['number']}"
-    wait_for(lambda: platform.call("GET", path, key)["state"] == "ready", 30, "validation")
+    wait_for(lambda: platform.call("GET", path, key)["state"] == "ready", 60, "validation")
     with pytest.raises(NotFoundError):
         other.files.retrieve(done.file.id)
     again = client.uploads.create(bytes=10, filename="a.zip", mime_type="application/zip", purpose=purpose)

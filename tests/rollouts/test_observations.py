@@ -1,11 +1,13 @@
 """What is kept of a request: how it went, never what it said."""
 
+import asyncio
 import uuid
 from typing import Any
 
 import pytest
 
-from rollouts.models import Arm, Outcome, Rollout, Sample
+from gateway.recorder import Recorder
+from rollouts.models import Arm, Cause, Outcome, Rollout, Sample
 from rollouts.observations import LONGEST, Observation, fits, record, refuses, repetitive
 from rollouts.routing import Trial
 
@@ -79,6 +81,23 @@ def test_a_batch_is_kept_and_says_whose_canary_failed(begin: Any) -> None:
     assert record([fine]) == set()
     assert record([bad, fine]) == {rollout.pk}
     assert Sample.objects.count() == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_failures_trip_their_rollout_when_they_are_kept_and_wait_for_no_tick(begin: Any) -> None:
+    rollout = begin()
+
+    async def fail_five_times() -> None:
+        recorder = Recorder()
+        for _ in range(5):
+            seen = Observation(trial(rollout), Arm.CANARY)
+            seen.fail("adapter_missing")
+            recorder.put(seen)
+        await recorder.close()
+
+    asyncio.run(fail_five_times())
+    rollout.refresh_from_db()
+    assert rollout.cause == Cause.TRIPWIRE
 
 
 @pytest.mark.django_db(transaction=True)

@@ -30,7 +30,7 @@ def test_an_event_is_delivered_after_the_commit_and_tried_again(
     with transaction.atomic():
         services.emit(acme, "alias.moved", {"to": 2})
         assert receiver.got == []
-    wait_for(lambda: Delivery.objects.get().state != State.PENDING, 20, "the delivery")
+    wait_for(lambda: Delivery.objects.get().state != State.PENDING, 60, "the delivery")
     row = Delivery.objects.get()
     assert (row.state, [entry["status"] for entry in row.log]) == (State.DELIVERED, [500, 302, 200])
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.base import BaseSpec
@@ -82,7 +82,7 @@ def test_decoding_rows_are_in_every_step_whatever_they_cost_and_prefill_goes_on(
     assert engine.ended(long), "prefill starved behind decoding rows"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     costs=st.fixed_dictionaries({name: st.floats(1.0, 20.0) for name in "pqr"}),
     asked=st.lists(st.tuples(st.sampled_from(["", *"pqr"]), st.integers(1, 40), st.integers(1, 20)), max_size=14),

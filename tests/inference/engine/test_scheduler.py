@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.client import Sampling
@@ -110,7 +110,7 @@ def test_impossible_requests_are_refused_by_name(
     assert caught.value.param == param
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), blocks=st.integers(17, 40), slots=st.integers(1, 3))
 def test_random_schedules_keep_the_laws_and_end_every_request(
     bench: Callable[..., Any], seed: int, blocks: int, slots: int

@@ -79,7 +79,7 @@ def test_a_matrix_that_no_run_holds_finds_no_room_and_takes_nothing() -> None:
 SIZES = st.lists(st.sampled_from([0.25, 0.75, 1, 2, 3.5]), min_size=1, max_size=6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(acts=st.lists(st.tuples(st.booleans(), SIZES), max_size=40))
 def test_whatever_is_leased_and_released_no_adapter_overwrites_another(acts: list[tuple[bool, list[float]]]) -> None:
     arena = Arena(24 * PAGE, CPU)
