@@ -2,9 +2,10 @@
 
 The reference workload: a randomly initialised model of Qwen2-0.5B's shape with 32,000 tokens of vocabulary; adapters
 of rank 16 on all seven linears; prompts of 64 tokens; greedy, end of sequence ignored. Peers, in float32, are
-Transformers' `generate` on the same rows, and PEFT's mixed batch (`adapter_names`). Ours and the peers take turns;
-figures are medians of rounds, a round the median of its steps. A step's time is what all rows wait for their next
-token.
+Transformers' `generate` and its continuous batching, PEFT's mixed batch (`adapter_names`) and one request after the
+other, and llama.cpp's server, if `--llama-server` says where it is. All take turns; figures are medians of rounds, a
+round the median of its steps. A step's time is what all rows wait for their next token. The roofline is the larger of
+what the weights take to be read and the multiply-adds to be done at the rate of a 2048 x 2048 GEMM.
 
 `--checkpoint bfloat16` rounds the model's weights to bfloat16, as most published ones are: peers and ours then compute
 in float32 on the same widened numbers, which ours reads as they are kept.
@@ -12,106 +13,33 @@ in float32 on the same widened numbers, which ours reads as they are kept.
 
 import argparse
 import platform
-import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks import llama_cpp
+from benchmarks.peers import Peer
+from benchmarks.workload import PROMPT, SHAPE, gaps, make_model, medians, multiplying, narrowed, reading
 from inference.client import Sampling
 from inference.engine.blocks import BlockPool
 from inference.engine.engine import Engine
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Event, Limits, Scheduler
 from inference.engine.sequence import Sequence
+from inference.lora.arena import Arena
 from inference.lora.linear import LoraLinear, Siblings
 from inference.lora.slots import SlotPool
 from inference.lora.weights import AdapterWeights, read
+from inference.memory import expected
 from inference.models.load import Model, load
 
-PROMPT = 64
-WEIGHTS = "adapter_model.safetensors"
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SHAPE: dict[str, Any] = {
-    "vocab_size": 32_000,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-
-
-def make_model(folder: Path, layers: int, dtype: torch.dtype = torch.float32) -> Path:
-    """The reference model's shape with random weights, rounded to `dtype` and saved in it."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen2", **{**SHAPE, "num_hidden_layers": layers})
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    model.to(dtype).save_pretrained(folder)
-    return folder
-
-
-class Peer:
-    """Transformers' model, with PEFT's adapters on it if there are any."""
-
-    def __init__(self, base: Path, folder: Path, adapters: int) -> None:
-        self._model: Any
-        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        self.folders: list[Path] = []
-        config = LoraConfig(r=16, lora_alpha=32, target_modules=LINEARS, init_lora_weights=False)
-        for number in range(adapters):
-            name = f"a{number}"
-            if number:
-                self._model.add_adapter(name, config)
-            else:
-                self._model = get_peft_model(self._model, config, adapter_name=name)
-        self._model.train(False)
-        if adapters:
-            self._model.save_pretrained(folder)
-            self.folders = [folder / f"a{number}" for number in range(adapters)]
-
-    @torch.inference_mode()
-    def step(self, rows: int, tokens: int) -> float:
-        """Seconds a step: the median of `tokens` steps after the prompts'."""
-        ids = torch.randint(0, SHAPE["vocab_size"], (rows, PROMPT))
-        mixed = {"adapter_names": [f"a{row % len(self.folders)}" for row in range(rows)]} if self.folders else {}
-        times: list[float] = []
-
-        def note(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            times.append(time.perf_counter())
-            return torch.zeros(rows, dtype=torch.bool)
-
-        self._model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            max_new_tokens=tokens + 1,
-            stopping_criteria=[note],
-            **mixed,
-        )
-        return statistics.median(later - earlier for earlier, later in pairwise(times))
-
-    @torch.inference_mode()
-    def prefill(self, rows: int, length: int) -> float:
-        """Seconds for `rows` prompts of `length` tokens."""
-        ids = torch.randint(0, SHAPE["vocab_size"], (rows, length))
-        started = time.perf_counter()
-        self._model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        return time.perf_counter() - started
+STEP_TOKENS = 512  # the server's default
 
 
 class Ours:
@@ -121,8 +49,9 @@ class Ours:
         slots = max(1, len(folders))
         self.model: Model = load(str(base), torch.device("cpu"), torch.float32, slots)
         self._folders = folders
-        self._slots = SlotPool(slots, self.model.sites, self._load)
-        limits = Limits(2048, SHAPE["vocab_size"], 64, 4096)
+        room = Arena(expected(self.model.spec, slots, self.model.dtype), self.model.device)
+        self._slots = SlotPool(slots, self.model.sites, self._load, room=room)
+        limits = Limits(2048, SHAPE["vocab_size"], 64, STEP_TOKENS)
         self._scheduler = Scheduler(limits, BlockPool(1024, 16), self._slots)
         self._engine = Engine(self._scheduler, Runner(self.model, 1024, 16), self._ignore)
         self._number = 0
@@ -137,7 +66,7 @@ class Ours:
             self._engine.step()
             times.append(time.perf_counter())
         self._cancel()
-        return statistics.median(later - earlier for earlier, later in pairwise(times))
+        return gaps(times)
 
     def prefill(self, rows: int, length: int, adapters: range = range(0)) -> float:
         """Seconds until `rows` prompts of `length` tokens each have their first token."""
@@ -146,6 +75,12 @@ class Ours:
         while self._engine.step():
             pass
         return time.perf_counter() - started
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """As the kernels read them."""
+        linears = [m for m in self.model.network.modules() if isinstance(m, LoraLinear) and m.siblings is not None]
+        return max(m.siblings.packed(m).dtype.itemsize for m in linears if m.siblings is not None)
 
     def unload(self) -> None:
         """Empty the slots."""
@@ -186,96 +121,136 @@ class Ours:
         """Nobody listens."""
 
 
-def narrowed(folders: list[Path], into: Path) -> list[Path]:
-    """The same adapters in bfloat16."""
-    made = []
-    for folder in folders:
-        made.append(into / folder.name)
-        made[-1].mkdir(parents=True)
-        shutil.copy(folder / "adapter_config.json", made[-1])
-        tensors = {name: tensor.bfloat16() for name, tensor in load_file(folder / WEIGHTS).items()}
-        save_file(tensors, made[-1] / WEIGHTS, metadata={"format": "pt"})
-    return made
+Candidates = dict[str, Callable[[], float]]
+TARGETS = {
+    (1, "ours, base", "generate"): 2.0,
+    (8, "ours, base", "generate"): 2.3,
+    (32, "ours, base", "generate"): 1.7,
+    (32, "ours, products alone", "own base"): 0.8,
+    (8, "ours, all distinct", "PEFT, mixed"): 4.5,
+    (8, "ours, all distinct", "llama.cpp f16, distinct"): 2.5,
+    (32, "ours, all distinct", "PEFT, mixed"): 4.5,
+    (32, "ours, all distinct", "llama.cpp q8_0, distinct"): 3.0,
+    (32, "ours, all distinct", "own base"): 0.85,
+    (32, "ours, all distinct, bfloat16", "own base"): 0.88,
+    (32, "ours, 4 adapters", "own base"): 0.95,
+    (32, "ours, adapters idle", "own base"): 0.99,
+}
+"""What a row of the table is to reach against another."""
 
 
-def medians(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Candidates take turns; the median of each."""
-    taken: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            taken[name].append(run())
-    return {name: statistics.median(times) for name, times in taken.items()}
+class Bench:
+    """The reference model at hand of everyone who takes part."""
 
+    def __init__(self, arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
+        base = make_model(folder / "base", arguments.layers, getattr(torch, arguments.checkpoint))
+        most = max(arguments.rows)
+        self.most = most
+        self.plain, self.peft = Peer(base, folder, 0), Peer(base, folder / "adapters", most)
+        self.ours = Ours(base, [*self.peft.folders, *narrowed(self.peft.folders, folder / "narrow")])
+        self.servers: dict[str, llama_cpp.LlamaServer] = {}
+        if arguments.llama_server:
+            for kind in ("F32", "F16", "Q8_0"):
+                self.servers[kind.lower()] = self._llama(arguments, base, folder / kind, kind, stack)
 
-def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    base = make_model(folder / "base", arguments.layers, getattr(torch, arguments.checkpoint))
-    most = max(arguments.rows)
-    plain, peft = Peer(base, folder, 0), Peer(base, folder / "adapters", most)
-    ours = Ours(base, [*peft.folders, *narrowed(peft.folders, folder / "narrow")])
-    print("rows  what                          ms/step   tok/s  against")
-    for rows in arguments.rows:
-        decode(arguments, rows, most, plain, peft, ours)
-    prefill(arguments, plain, ours)
+    def _llama(
+        self, arguments: argparse.Namespace, base: Path, into: Path, kind: str, stack: ExitStack
+    ) -> llama_cpp.LlamaServer:
+        into.mkdir()
+        model = llama_cpp.write_base(base, into / "base.gguf", kind)
+        adapters = [llama_cpp.write_adapter(one, into / f"{one.name}.gguf") for one in self.peft.folders]
+        vocabulary = SHAPE["vocab_size"]
+        return stack.enter_context(
+            llama_cpp.serving(arguments.llama_server, model, adapters, self.most, arguments.threads, vocabulary)
+        )
 
+    def candidates(self, rows: int, tokens: int) -> Candidates:
+        """In an order in which the adapters are there when they are to be idle, and gone when the base is alone."""
+        ours = self.ours
 
-def decode(arguments: argparse.Namespace, rows: int, most: int, plain: Peer, peft: Peer, ours: Ours) -> None:
-    tokens = arguments.tokens
-    ours.unload()
-    found = medians(
-        {
-            "transformers.generate": partial(plain.step, rows, tokens),
-            "ours, base": partial(ours.step, rows, tokens, range(0)),
+        def alone() -> float:
+            ours.unload()
+            return ours.step(rows, tokens, range(0))
+
+        found: Candidates = {
+            "generate": partial(self.plain.step, rows, tokens),
+            "continuous batching": partial(self.plain.continuous, rows, tokens),
+            "PEFT, mixed": partial(self.peft.step, rows, tokens),
+            "PEFT, one after the other": partial(self.peft.switching, rows, tokens),
+            "ours, base": alone,
             "ours, products alone": partial(ours.products, rows),
-        },
-        arguments.rounds,
-    )
-    found |= medians(
-        {
-            "PEFT, mixed batch": partial(peft.step, rows, tokens),
+            "ours, all distinct": partial(ours.step, rows, tokens, range(rows)),
             "ours, adapters idle": partial(ours.step, rows, tokens, range(0)),
             "ours, 4 adapters": partial(ours.step, rows, tokens, range(min(4, rows))),
-            "ours, all distinct": partial(ours.step, rows, tokens, range(rows)),
-            "ours, all distinct, bfloat16": partial(ours.step, rows, tokens, range(most, most + rows)),
-        },
-        arguments.rounds,
-    )
+            "ours, all distinct, bfloat16": partial(ours.step, rows, tokens, range(self.most, self.most + rows)),
+        }
+        for kind, server in self.servers.items():
+            found[f"llama.cpp {kind}"] = partial(server.step, rows, tokens)
+            found[f"llama.cpp {kind}, distinct"] = partial(server.step, rows, tokens, distinct=True)
+        return found
+
+    def roofline(self, rows: int) -> float:
+        """Seconds that a step of the base can't be under: its weights read, or its multiply-adds done."""
+        numbers = sum(outputs * inputs for outputs, inputs in self.ours.model.spec.linears.values())
+        return max(numbers * self.ours.bytes_per_weight / reading(), rows * numbers / multiplying())
+
+
+def measure(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
+    bench = Bench(arguments, folder, stack)
+    if not bench.servers:
+        print("llama.cpp's server is left out: --llama-server does not say where it is")
+    print("| rows | what | ms/step | tok/s | against |\n|---|---|---|---|---|")
+    for rows in arguments.rows:
+        decode(rows, medians(bench.candidates(rows, arguments.tokens), arguments.rounds), bench.roofline(rows))
+    prefill(arguments, bench.plain, bench.ours)
+
+
+def decode(rows: int, found: dict[str, float], roofline: float) -> None:
+    """The lines of one number of rows."""
+    print(f"| {rows} | roofline of the base | {1e3 * roofline:.1f} | {rows / roofline:.1f} | |")
     for name, seconds in found.items():
-        own, peer = found["ours, base"] / seconds, found["PEFT, mixed batch"] / seconds
-        against = ""
-        if name == "ours, base":
-            against = f"{found['transformers.generate'] / seconds:.2f} x transformers.generate"
-        elif name == "ours, products alone":
-            against = f"{seconds / found['ours, base']:.2f} of own base's step"
-        elif "idle" in name:
-            against = f"{own:.2f} of own base"
-        elif name.startswith("ours"):
-            against = f"{own:.2f} of own base, {peer:.2f} x PEFT's mixed batch"
-        print(f"{rows:4}  {name:28} {1e3 * seconds:9.1f} {rows / seconds:7.1f}  {against}", flush=True)
+        against = [
+            ratio(rows, name, peer, found) for peer in ("generate", "own base", *found) if name.startswith("our")
+        ]
+        told = ", ".join(filter(None, against))
+        print(f"| {rows} | {name} | {1e3 * seconds:.1f} | {rows / seconds:.1f} | {told} |", flush=True)
+
+
+def ratio(rows: int, name: str, peer: str, found: dict[str, float]) -> str:
+    """How one stands against another: always beside the nearest peer, and wherever there is a target."""
+    target = TARGETS.get((rows, name, peer))
+    nearest = "generate" if name == "ours, base" else "own base"
+    if target is None and (peer != nearest or name == peer):
+        return ""
+    if peer == "own base":
+        own = found["ours, base"]
+        value = found[name] / own if name == "ours, products alone" else own / found[name]
+    elif peer in found:
+        value = found[peer] / found[name]
+    else:
+        return ""
+    verdict = "" if target is None else f" ({'met' if value >= target else 'missed'}: {target})"
+    return f"{value:.2f} of own base{verdict}" if peer == "own base" else f"{value:.2f} x {peer}{verdict}"
 
 
 def prefill(arguments: argparse.Namespace, plain: Peer, ours: Ours) -> None:
     """8 prompts of 512 tokens, against Transformers and against the same multiply-adds as one large GEMM each."""
     rows, length = 8, 512
-    side = torch.randn(2048, 2048)
     numbers = sum(outputs * inputs for name, (outputs, inputs) in ours.model.spec.linears.items() if "layers" in name)
-
-    def gemm() -> float:
-        started = time.perf_counter()
-        for _ in range(8):
-            side @ side
-        return (time.perf_counter() - started) / 8 / 2048**3 * numbers * rows * length
-
     found = medians(
         {
             "transformers": partial(plain.prefill, rows, length),
             "ours": partial(ours.prefill, rows, length),
-            "GEMM of 2048 x 2048": gemm,
+            "GEMM of 2048 x 2048": lambda: numbers * rows * length / multiplying(),
         },
         arguments.rounds,
     )
-    print(f"prefill of {rows} x {length} tokens, seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()))
-    print(f"  ours: {found['transformers'] / found['ours']:.2f} x transformers", end=", ")
-    print(f"{found['GEMM of 2048 x 2048'] / found['ours']:.2f} of the GEMM roofline")
+    print(f"\nprefill of {rows} x {length} tokens, seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()))
+    reached = found["GEMM of 2048 x 2048"] / found["ours"]
+    print(
+        f"ours: {found['transformers'] / found['ours']:.2f} x transformers, {reached:.2f} of the GEMM roofline", end=""
+    )
+    print(f" ({'met' if reached >= 0.8 else 'missed'}: 0.8)")
 
 
 def main() -> None:
@@ -285,13 +260,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     parser.add_argument("--checkpoint", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--llama-server", help="llama.cpp's program; the package gguf writes its files")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {arguments.threads} threads, torch {torch.__version__}, checkpoint in {arguments.checkpoint}")
-    with tempfile.TemporaryDirectory() as name:
-        measure(arguments, Path(name))
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        measure(arguments, Path(name), stack)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from benchmarks.engine import Ours, make_model, medians
+from benchmarks.engine import Ours
 from benchmarks.loading import make_adapter
+from benchmarks.workload import make_model, medians
 from inference.models.load import load
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]

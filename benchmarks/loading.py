@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from adapters.base import BaseSpec
 from adapters.store import Store
-from benchmarks.engine import LINEARS, PROMPT, SHAPE, make_model
+from benchmarks.workload import LINEARS, PROMPT, SHAPE, make_model
 from inference.client import Sampling
 from inference.engine.blocks import BlockPool
 from inference.engine.engine import Engine

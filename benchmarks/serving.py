@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 from adapters.base import BaseSpec
-from benchmarks.engine import SHAPE, medians
 from benchmarks.loading import Bench, make_adapter, p95
 from benchmarks.scheduling import zipf
+from benchmarks.workload import SHAPE, medians
 from inference.client import Sampling
 from inference.engine.scheduler import Ended, Event, Token
 from inference.engine.sequence import Sequence
