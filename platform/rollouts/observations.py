@@ -69,11 +69,11 @@ class Observation:
 
     def hear(self, text: str, tokens: Sequence[int], *, choice: int = 0) -> None:
         """Call at each piece of an answer. Holds no more than LONGEST characters and TOKENS tokens."""
+        if choice:
+            return
         if tokens:
             self.last = time.monotonic()
             self.first = self.first or self.last
-        if choice:
-            return
         self.count += len(tokens)
         self.tokens += tokens[: TOKENS - len(self.tokens)]
         room = LONGEST - len(self.text)

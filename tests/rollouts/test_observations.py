@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_failed_or_abandoned_answer_is_not_judged() -> None:
         )
     abandoned = Observation(trial(schema=SCHEMA), Arm.CANARY)
     assert (abandoned.sample().outcome, abandoned.sample().valid) == (Outcome.ABANDONED, None)
+
+
+def test_other_choices_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first choice's tokens at seconds 2, 3 and 4; the second's before, between and long after."""
+    clock = iter([2.0, 3.0, 4.0])
+    seen = Observation(trial(), Arm.CANARY, started=0.0)
+    monkeypatch.setattr("rollouts.observations.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    for choice in (1, 0, 1, 0, 1, 0, 1, 1):
+        seen.hear("a", [1], choice=choice)
+    seen.finished("stop")
+    sample = seen.sample()
+    assert (sample.first_token, sample.inter_token, sample.tokens) == (2.0, 1.0, 3)
 
 
 def test_an_observation_holds_no_more_than_its_bounds() -> None:
