@@ -211,6 +211,8 @@ class Run:
         if self._finished == len(self._streams):
             seen.finished(seen.finish)
             shadows.send(seen.trial, self._sequences, self._call)
+        else:
+            seen.left()
         recorder.put(seen)
 
     def _count(self, index: int, tokens: int) -> None:

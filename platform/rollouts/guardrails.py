@@ -96,6 +96,11 @@ class Guardrail:
         return self.metric in SHARES
 
     @property
+    def is_voluntary(self) -> bool:
+        """Whether users give it if they like, so that success can't wait for it."""
+        return self.metric is Metric.THUMBS
+
+    @property
     def proves(self) -> bool:
         return self.assurance is Assurance.RULED_OUT
 

@@ -254,6 +254,11 @@ class Sample(models.Model):
     def __str__(self) -> str:
         return f"{self.arm} {self.outcome}"
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether its client left before the first token, having waited `first_token`, which then is a lower bound."""
+        return self.outcome == Outcome.ABANDONED and not self.tokens
+
 
 class Look(models.Model):
     """One comparison of the arms, and what came of it. Kept as long as the rollout."""

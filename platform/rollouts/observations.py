@@ -45,9 +45,10 @@ REFUSAL = re.compile(
 
 @dataclass(slots=True)
 class Observation:
-    """One request, as the gateway saw it. first, last: of its tokens, on time.monotonic's clock. None: there was none.
+    """One request, as the gateway saw it; of its choices the first. first, last: of its tokens, on time.monotonic's
+    clock, as is gone, when its client left. None: there was none.
 
-    text, tokens: of its first choice, cut at LONGEST and TOKENS; whole: whether all of the text is there.
+    text, tokens: cut at LONGEST and TOKENS; whole: whether all of the text is there.
     """
 
     trial: Trial
@@ -58,6 +59,7 @@ class Observation:
     at: datetime = field(default_factory=timezone.now)
     first: float | None = None
     last: float | None = None
+    gone: float | None = None
     count: int = 0
     cold: bool = False
     outcome: Outcome = Outcome.ABANDONED
@@ -86,10 +88,13 @@ class Observation:
     def finished(self, reason: str) -> None:
         self.outcome, self.finish = Outcome.OK, reason
 
+    def left(self) -> None:
+        """Call when the client goes before the end."""
+        self.gone = time.monotonic()
+
     def sample(self) -> Sample:
         """What is kept. Content is judged of whole answers alone; a shadow's speed says nothing, since it waits."""
         judged = self.outcome is Outcome.OK
-        timed = not self.shadow and self.first is not None
         return Sample(
             rollout_id=self.trial.rollout,
             step=self.trial.step,
@@ -101,8 +106,8 @@ class Observation:
             outcome=self.outcome,
             code=self.code[:64],
             cold=self.cold,
-            first_token=self.first - self.started if timed and self.first else None,
-            inter_token=self._pace if timed else None,
+            first_token=None if self.shadow else self._wait,
+            inter_token=None if self.shadow else self._pace,
             tokens=self.count,
             finish=self.finish,
             empty=not self.text.strip() if judged else None,
@@ -110,6 +115,12 @@ class Observation:
             refusal=refuses(self.text) if judged else None,
             valid=self._valid if judged and self.whole else None,
         )
+
+    @property
+    def _wait(self) -> float | None:
+        """For the first token; where the client left before it, until then, and the true time is longer."""
+        until = self.gone if self.first is None and self.outcome is Outcome.ABANDONED else self.first
+        return None if until is None else until - self.started
 
     @property
     def _pace(self) -> float | None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtr
+from scipy.special import ndtr, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.float64] | NDArray[np.int64]
@@ -98,6 +98,11 @@ def _bound(points: Floats, held: Floats, spend: float) -> float:
 def upper_tail(z: float, freedom: float = math.inf) -> float:
     """Of the normal distribution, or of Student's."""
     return 0.5 * math.erfc(z / math.sqrt(2)) if math.isinf(freedom) else float(stdtr(freedom, -z))
+
+
+def student(p: float, freedom: float) -> float:
+    """The quantile of Student's distribution."""
+    return float(stdtrit(freedom, p))
 
 
 def excess(canary: Share, stable: Share, margin: float = 0.0, freedom: float = math.inf) -> float:

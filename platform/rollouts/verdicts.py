@@ -55,7 +55,8 @@ class Standing(StrEnum):
     HARM = "harm"
     DOUBT = "doubt"  # harm is suspected, or not yet ruled out
     FINE = "fine"
-    WAITING = "waiting"  # too few samples to say
+    BLIND = "blind"  # too few samples, or of too few units, to see even a canary that does all harm
+    WAITING = "waiting"  # nothing was measured of one of the arms
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,16 @@ class Finding:
     @property
     def satisfied(self) -> bool:
         """Whether success need not wait for it."""
+        if not self.guardrail.enforced:
+            return True
+        unknown = self.standing is Standing.WAITING or (self.standing is Standing.BLIND and self.guardrail.is_voluntary)
         enough = min(self.samples) >= self.guardrail.samples
-        optional = self.standing is Standing.WAITING and not self.guardrail.proves
-        return not self.guardrail.enforced or (enough and (optional or self.standing is Standing.FINE))
+        return enough and (self.standing is Standing.FINE or (unknown and not self.guardrail.proves))
 
     def __str__(self) -> str:
         metric = self.guardrail.metric.replace("_", " ")
-        if self.stable is None or self.canary is None or self.p is None:
-            return f"{metric}: too few samples ({self.samples[1]} of the canary, {self.samples[0]} of stable)"
+        if self.standing is Standing.BLIND or self.stable is None or self.canary is None or self.p is None:
+            return f"{metric}: too few samples or units ({self.samples[1]} of the canary, {self.samples[0]} of stable)"
         return f"{metric}: {self.canary:.4g} of the canary, {self.stable:.4g} of stable, p = {self.p:.2g}"
 
     def as_json(self) -> dict[str, Any]:
@@ -168,18 +171,22 @@ class Judge:
     def _standing(self, rail: Guardrail, found: Comparison) -> Standing:
         if found.harm is None:
             return Standing.WAITING
-        if found.harm <= self._harm_level(rail):
+        suspicion = DOUBT / max(self.enforced, 1)
+        if found.harm <= self._harm_level(rail, found):
             return Standing.HARM
-        if found.harmless is not None:
-            return Standing.FINE if found.harmless <= self._proof_level else Standing.DOUBT
-        return Standing.DOUBT if found.harm <= DOUBT / max(self.enforced, 1) else Standing.FINE
+        if found.harm <= suspicion:
+            return Standing.DOUBT
+        if found.worst > suspicion:
+            return Standing.BLIND
+        return Standing.FINE if found.harmless is None or found.harmless <= self._proof_level else Standing.DOUBT
 
-    def _harm_level(self, rail: Guardrail) -> float:
-        """An evaluation does not change from look to look; all else is judged only where a new look is due."""
+    def _harm_level(self, rail: Guardrail, found: Comparison) -> float:
+        """An evaluation does not change from look to look, and has the size that it has; all else is judged only where
+        a new look is due, and there are FIRST samples."""
         share = self.alpha / (self.steps * max(self.enforced, 1))
         if rail.metric is Metric.EVALUATION:
             return share
-        return level(share, self.due) if self.due > self.look else 0.0
+        return level(share, self.due) if self.due > self.look and min(found.samples) >= FIRST else 0.0
 
     @property
     def _proof_level(self) -> float:

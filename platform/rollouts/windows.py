@@ -58,12 +58,14 @@ class Sample:
 
     unit: what assignment is sticky to. first_token: seconds, None after a cold load. inter_token: seconds, the mean gap
     of this answer, since gaps of one answer are no independent samples. tokens: of the answer. Give only requests that
-    were assigned within the step, and no tester's who chose by header.
+    were assigned within the step, and no tester's who chose by header. waiting: there was no first token yet when the
+    client left after `first_token` seconds.
     """
 
     unit: str
     error: bool = False
     first_token: float | None = None
+    waiting: bool = False
     inter_token: float | None = None
     tokens: int | None = None
     empty: bool | None = None
@@ -89,37 +91,42 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """An evaluation's mean with its 95 % interval, over n examples."""
+    """An evaluation's mean with its 95 % interval, over n examples. passes: it is the share of those that passed."""
 
     mean: float
     low: float
     high: float
     n: int
+    passes: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
     """What one arm did in one step. Made by `of`, `of_thumbs`, `from_json` and `+`.
 
-    units: hashes of the UNITS smallest, which makes the units of two arms a fair sample of all units.
+    units: hashes of the UNITS smallest, which makes the units of two arms a fair sample of all units. waiting: values
+    that are only lower bounds, apart from the others.
     """
 
     requests: int = 0
     units: frozenset[int] = frozenset()
     tallies: Mapping[Metric, Tally] = field(default_factory=dict)
+    waiting: Mapping[Metric, Tally] = field(default_factory=dict)
     score: Score | None = None
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Self:
-        requests, units, tallies = 0, set(), dict[Metric, Tally]()
+        requests, units = 0, set()
+        tallies, waiting = dict[Metric, Tally](), dict[Metric, Tally]()
         for sample in samples:
             requests += 1
             unit = _hash(sample.unit)
             units.add(unit)
             for metric, value in sample.measures.items():
                 if value is not None:
-                    _count(tallies, metric, unit, value)
-        return cls(requests, _smallest(units), tallies)
+                    bound = sample.waiting and metric is Metric.FIRST_TOKEN
+                    _count(waiting if bound else tallies, metric, unit, value)
+        return cls(requests, _smallest(units), tallies, waiting)
 
     @classmethod
     def of_thumbs(cls, thumbs: Iterable[tuple[str, bool]]) -> Self:
@@ -133,37 +140,36 @@ class Window:
         return replace(self, score=score)
 
     def __add__(self, other: Self) -> Self:
-        tallies = dict(self.tallies)
-        for metric, tally in other.tallies.items():
-            tallies[metric] = tallies[metric] + tally if metric in tallies else tally
-        units = _smallest(self.units | other.units)
-        return replace(self, requests=self.requests + other.requests, units=units, tallies=tallies)
+        return replace(
+            self,
+            requests=self.requests + other.requests,
+            units=_smallest(self.units | other.units),
+            tallies=_sum(self.tallies, other.tallies),
+            waiting=_sum(self.waiting, other.waiting),
+        )
 
     def tally(self, metric: Metric) -> Tally:
         return self.tallies[metric] if metric in self.tallies else _nothing(metric)
 
+    def waits(self, metric: Metric) -> Tally | None:
+        return self.waiting.get(metric)
+
     def samples(self, metric: Metric) -> int:
+        """Those that are lower bounds among them."""
         if metric is Metric.EVALUATION:
             return self.score.n if self.score else 0
-        return int(self.tally(metric).sum())
+        return sum(int(part[metric].sum()) for part in (self.tallies, self.waiting) if metric in part)
 
     def as_json(self) -> dict[str, Any]:
         """Sparse, without the score, which is kept with the version."""
-        tallies = {
-            metric.value: [[int(b), int(i), int(tally[b, i])] for b, i in zip(*np.nonzero(tally), strict=True)]
-            for metric, tally in self.tallies.items()
-        }
-        return {"requests": self.requests, "units": sorted(self.units), "tallies": tallies}
+        parts = {"tallies": _sparse(self.tallies), "waiting": _sparse(self.waiting)}
+        return {"requests": self.requests, "units": sorted(self.units), **parts}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `as_json`; `{}` is the empty window."""
-        tallies = {}
-        for name, cells in data.get("tallies", {}).items():
-            tallies[Metric(name)] = tally = _nothing(Metric(name))
-            for bucket, place, count in cells:
-                tally[bucket, place] = count
-        return cls(data.get("requests", 0), frozenset(data.get("units", ())), tallies)
+        tallies, waiting = (_dense(data.get(part, {})) for part in ("tallies", "waiting"))
+        return cls(data.get("requests", 0), frozenset(data.get("units", ())), tallies, waiting)
 
 
 def bin_of(value: float) -> int:
@@ -181,6 +187,29 @@ def value_of(place: int) -> float:
 def _count(tallies: dict[Metric, Tally], metric: Metric, unit: int, value: float) -> None:
     tally = tallies.setdefault(metric, _nothing(metric))
     tally[unit % BUCKETS, int(value) if metric in SHARES else bin_of(value)] += 1
+
+
+def _sum(first: Mapping[Metric, Tally], second: Mapping[Metric, Tally]) -> dict[Metric, Tally]:
+    both = dict(first)
+    for metric, tally in second.items():
+        both[metric] = both[metric] + tally if metric in both else tally
+    return both
+
+
+def _sparse(tallies: Mapping[Metric, Tally]) -> dict[str, list[list[int]]]:
+    """[bucket, bin, count] of each that is not empty."""
+    return {
+        metric.value: [[int(b), int(i), int(tally[b, i])] for b, i in zip(*np.nonzero(tally), strict=True)]
+        for metric, tally in tallies.items()
+    }
+
+
+def _dense(cells: Mapping[str, Iterable[tuple[int, int, int]]]) -> dict[Metric, Tally]:
+    tallies = {Metric(name): _nothing(Metric(name)) for name in cells}
+    for name, tally in tallies.items():
+        for bucket, place, count in cells[name]:
+            tally[bucket, place] = count
+    return tallies
 
 
 def _nothing(metric: Metric) -> Tally:

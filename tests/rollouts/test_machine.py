@@ -102,6 +102,17 @@ def test_cold_loads_are_no_latency(begin: Begin, observe: Observe) -> None:
     assert after_a_tick(rollout).state == State.SUCCEEDED
 
 
+def test_a_canary_that_hangs_until_its_clients_leave_is_rolled_back(begin: Begin, observe: Observe) -> None:
+    rollout = begin(steps=[STEP], guardrails=({"metric": "first_token_p95"},))
+    both(observe, rollout)
+    gone = {"outcome": "abandoned", "tokens": 0, "first_token": 30.0, "inter_token": None}
+    observe(rollout, Arm.CANARY, 50)
+    Sample.objects.filter(arm=Arm.CANARY).update(**gone)
+    assert services.evidence.figures(rollout)["canary"]["mean_first_token"] is None
+    assert (after_a_tick(rollout).state, rollout.cause) == (State.ROLLED_BACK, Cause.VERDICT)
+    assert "first token p95" in rollout.reasons[0]
+
+
 def test_thumbs_of_the_tenants_own_users_count(acme: Tenant, globex: Tenant, begin: Begin, observe: Observe) -> None:
     rollout = begin(steps=[STEP], guardrails=({"metric": "thumbs"},))
     both(observe, rollout)

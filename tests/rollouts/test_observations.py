@@ -57,6 +57,30 @@ def test_a_failed_or_abandoned_answer_is_not_judged() -> None:
     assert (abandoned.sample().outcome, abandoned.sample().valid) == (Outcome.ABANDONED, None)
 
 
+def test_a_client_that_left_before_the_first_token_waited_at_least_so_long() -> None:
+    seen = Observation(trial(), Arm.CANARY)
+    seen.started -= 3
+    seen.left()
+    seen.started -= 100  # it is kept later, which says nothing
+    assert (seen.sample().outcome, seen.sample().unanswered) == (Outcome.ABANDONED, True)
+    assert seen.sample().first_token == pytest.approx(103, abs=1)
+    late = Observation(trial(), Arm.CANARY)
+    late.hear("a", [1])
+    late.left()
+    assert not late.sample().unanswered
+    assert (late.sample().first_token or 1) < 1
+    shadow = Observation(trial(), Arm.CANARY, shadow=True)
+    shadow.left()
+    assert shadow.sample().first_token is None
+
+
+def test_what_failed_before_its_first_token_has_no_time() -> None:
+    seen = Observation(trial(), Arm.CANARY)
+    seen.fail("internal_error")
+    seen.left()
+    assert (seen.sample().first_token, seen.sample().unanswered) == (None, False)
+
+
 def test_other_choices_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first choice's tokens at seconds 2, 3 and 4; the second's before, between and long after."""
     clock = iter([2.0, 3.0, 4.0])

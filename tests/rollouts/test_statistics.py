@@ -46,6 +46,13 @@ def test_a_harmless_canary_is_rejected_no_more_often_than_the_level_says(
     assert exact_size(canary, stable, share, margin, level) <= level
 
 
+@pytest.mark.parametrize("of", [1, 2, 3, 5, 8, 12, 19])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("level", [0.05, 1e-2, 1e-4])
+def test_nor_in_an_evaluation_of_a_few_lines(of: int, share: float, level: float) -> None:
+    assert exact_size(of, of, share, 0.02, level) <= level
+
+
 @pytest.mark.parametrize(("hits", "of", "stable_hits", "stable_of"), [(5, 100, 100, 10000), (12, 500, 20, 2000)])
 def test_without_a_margin_it_agrees_with_fishers_exact_test(
     hits: int, of: int, stable_hits: int, stable_of: int

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from evaluations.intervals import mean, proportion
 from rollouts.verdicts import (
     Assurance,
     Direction,
@@ -234,6 +235,142 @@ def test_a_worse_evaluation_fails_at_any_time_and_a_missing_one_waits() -> None:
     assert judged(Window().scored(worse), SCORE, stable=stable).kind is Kind.FAILURE
     assert judged(arm(500, 2).scored(alike), SCORE, stable=stable).kind is Kind.SUCCESS
     assert judged(arm(500, 2), SCORE, stable=stable).kind is Kind.INCONCLUSIVE
+
+
+def scored(passed: int, of: int) -> Window:
+    """With the interval that an evaluation has (Wilson's)."""
+    known = proportion(passed, of)
+    return arm(500, of).scored(Score(known.mean, known.low, known.high, known.n))
+
+
+@pytest.mark.parametrize(("stable", "canary", "of"), [(17, 0, 19), (9, 0, 10), (5, 0, 5), (19, 0, 30)])
+def test_a_small_set_that_the_canary_fails_fails_it(stable: int, canary: int, of: int) -> None:
+    verdict = decide((SCORE,), scored(stable, of), scored(canary, of), look=0, steps=1, samples=400)
+    assert verdict.kind is Kind.FAILURE
+    assert decide((SCORE,), scored(stable, of), scored(stable, of), look=0, steps=1, samples=400).kind is Kind.SUCCESS
+
+
+@pytest.mark.parametrize("of", [1, 2])
+def test_a_set_of_a_line_or_two_can_tell_nothing(of: int) -> None:
+    for canary in (0, of):
+        verdict = judged(scored(canary, of), SCORE, ERRORS, stable=scored(of, of))
+        assert verdict.kind is Kind.INCONCLUSIVE
+
+
+EXACT = Guardrail.of(Metric.EVALUATION, margin=0.0)
+
+
+def likelihood(*values: float) -> Window:
+    """With the interval that an evaluation has (Student's)."""
+    known = mean(values, most=0.0)
+    return arm(500, 5).scored(Score(known.mean, known.low, known.high, known.n, passes=False))
+
+
+@pytest.mark.parametrize("rail", [SCORE, EXACT])
+def test_equal_scores_without_a_spread_are_no_harm(rail: Guardrail) -> None:
+    same = likelihood(*[-1.5] * 30)
+    assert judged(same, rail, stable=same).kind is Kind.SUCCESS
+    assert judged(likelihood(*[-1.6] * 30), rail, stable=same).kind is Kind.FAILURE
+
+
+def test_a_mean_of_two_items_is_as_uncertain_as_two_items_are() -> None:
+    """A t of 19 with one degree of freedom: p = 0.017, where the normal distribution would have it impossible."""
+    assert judged(likelihood(-9.0, -9.6), SCORE, stable=likelihood(-1.0, -1.6)).kind is not Kind.FAILURE
+    assert judged(likelihood(*[-9.0, -9.6] * 5), SCORE, stable=likelihood(*[-1.0, -1.6] * 5)).kind is Kind.FAILURE
+
+
+def sent(units: int, *, each: int = 0, count: int = 300, name: str = "c", **fields: Any) -> Window:
+    """`count` requests of so many units, in turn; those of all arms are others."""
+    return Window.of(Sample(f"{name}-{n % units}", **fields) for n in range(each * units or count))
+
+
+EMPTY = Guardrail.of(Metric.EMPTY)
+
+
+@pytest.mark.parametrize(("units", "others"), [(1, 1), (3, 3), (7, 7), (1, 300), (3, 30), (30, 3), (7, 300)])
+@pytest.mark.parametrize(
+    ("rail", "good", "bad"),
+    [(EMPTY, {"empty": False}, {"empty": True}), (FIRST_TOKEN, {"first_token": 0.1}, {"first_token": 9.0})],
+)
+def test_a_few_units_are_never_a_success(
+    units: int, others: int, rail: Guardrail, good: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    stable = sent(others, name="s", **good)
+    for fields in (good, bad):
+        verdict = decide((rail,), stable, sent(units, **fields), look=0, steps=4, samples=300)
+        assert verdict.kind is not Kind.SUCCESS
+        assert fields is bad or verdict.kind is Kind.INCONCLUSIVE
+
+
+def test_what_a_few_units_lack_is_said() -> None:
+    verdict = judged(sent(2, empty=False), EMPTY, stable=sent(90, name="s", empty=False), look=9)
+    assert verdict.findings[0].standing is Standing.BLIND
+    assert "empty answers: too few samples or units (300 of the canary, 300 of stable)" in str(verdict.findings[0])
+
+
+def test_a_dozen_busy_units_are_enough() -> None:
+    stable = arm(4000, 1, units=100, empty=False)
+    good = sent(12, each=50, error=False, first_token=0.3, empty=False)
+    bad = sent(12, each=50, error=False, first_token=30.0, empty=False)
+    assert judged(good, ERRORS, FIRST_TOKEN, EMPTY, stable=stable).kind is Kind.SUCCESS
+    assert judged(bad, ERRORS, FIRST_TOKEN, EMPTY, stable=stable).kind is Kind.FAILURE
+
+
+def test_times_of_one_slow_unit_hide_no_slow_canary() -> None:
+    """Ten units an arm, one of which has all that is above the p95: that is hardly more than ten samples."""
+    times = [3.0 if n % 10 == 0 else 0.2 + n % 7 / 100 for n in range(400)]
+    low, high = (
+        Window.of(Sample(f"{name}-{n % 10}", first_token=factor * value) for n, value in enumerate(times))
+        for name, factor in (("s", 1.0), ("c", 90.0))
+    )
+    for canary in (low, high):
+        assert decide((FIRST_TOKEN,), low, canary, look=0, steps=4, samples=400).kind is not Kind.SUCCESS
+
+
+@pytest.mark.parametrize("few", [10, 20, 30])
+def test_too_few_times_for_a_p95_are_no_success(few: int) -> None:
+    rails = (FIRST_TOKEN, ERRORS, EMPTY)
+    slow, fast = (timed(*(value * v for v in SPREAD), times=few) for value in (90, 1))
+    assert decide(rails, fast, slow, look=0, steps=4, samples=few).kind is Kind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("few", [1, 5, 19])
+def test_a_step_that_asks_for_little_waits_for_what_can_be_judged(few: int) -> None:
+    verdict = decide((ERRORS,), STABLE, arm(few, 2, errors=1), look=0, steps=1, samples=few)
+    assert verdict.kind is Kind.INCONCLUSIVE
+    assert decide((ERRORS,), STABLE, arm(few, 2, errors=0), look=0, steps=1, samples=few).kind is Kind.INCONCLUSIVE
+
+
+def test_a_dozen_thumbs_down_hold_a_step_and_a_dozen_thumbs_up_do_not() -> None:
+    stable = STABLE + Window.of_thumbs((f"s{number}", number % 10 > 0) for number in range(500))
+    for up, kind in ((True, Kind.SUCCESS), (False, Kind.INCONCLUSIVE)):
+        canary = arm(500, 2) + Window.of_thumbs((f"c{number}", up) for number in range(12))
+        assert judged(canary, Guardrail.of(Metric.THUMBS), stable=stable).kind is kind
+
+
+def left(after: float, times: int = 200) -> Window:
+    """Each of a unit of its own, whose client left without a token."""
+    return Window.of(Sample(f"left-{n}", first_token=after, waiting=True) for n in range(times))
+
+
+def test_a_canary_that_hangs_until_its_clients_leave_is_slow() -> None:
+    stable = timed(*SPREAD, times=2000)
+    assert judged(left(30.0, 500), FIRST_TOKEN, stable=stable).kind is Kind.FAILURE
+    half = timed(*SPREAD, times=250) + left(30.0, 250)
+    assert judged(half, FIRST_TOKEN, stable=stable).kind is Kind.FAILURE
+
+
+def test_a_canary_whose_clients_leave_early_is_not_known_to_be_fast() -> None:
+    stable = timed(*(20 * value for value in OUTLIER), times=2000)
+    assert judged(left(1.0, 500), FIRST_TOKEN, stable=stable).kind is Kind.INCONCLUSIVE
+
+
+def test_clients_that_leave_both_arms_alike_are_no_harm() -> None:
+    stable = timed(*SPREAD, times=2000) + left(0.05, 200) + left(5.0, 100)
+    canary = timed(*SPREAD, times=400) + left(0.05, 40) + left(5.0, 20)
+    verdict = judged(canary, FIRST_TOKEN, stable=stable)
+    assert verdict.kind is Kind.SUCCESS
+    assert verdict.findings[0].samples == (2300, 460)
 
 
 def test_a_rollout_without_guardrails_succeeds_by_its_samples() -> None:

@@ -10,7 +10,14 @@ from rollouts.windows import BUCKETS, UNITS, Metric, Sample, Window, bin_of, val
 def samples(count: int, seed: int = 1) -> list[Sample]:
     draw = random.Random(seed)
     return [
-        Sample(f"user-{draw.randrange(99)}", draw.random() < 0.1, draw.random(), None, draw.randrange(500), cut=True)
+        Sample(
+            f"user-{draw.randrange(99)}",
+            error=draw.random() < 0.1,
+            first_token=draw.random(),
+            waiting=draw.random() < 0.1,
+            tokens=draw.randrange(500),
+            cut=True,
+        )
         for _ in range(count)
     ]
 
@@ -27,12 +34,25 @@ def test_a_window_comes_back_from_json() -> None:
     again = Window.from_json(json.loads(json.dumps(window.as_json())))
     assert again.as_json() == window.as_json()
     assert Window.from_json({}).requests == 0
+    older = {name: value for name, value in window.as_json().items() if name != "waiting"}
+    assert Window.from_json(older).samples(Metric.LENGTH) == 200
 
 
 def test_what_was_not_measured_is_not_counted() -> None:
     window = Window.of([Sample("ann", error=True), Sample("bob", first_token=0.2, invalid=False)])
     assert [window.samples(metric) for metric in (Metric.ERRORS, Metric.FIRST_TOKEN, Metric.SCHEMA)] == [2, 1, 1]
     assert window.samples(Metric.THUMBS) == window.samples(Metric.EVALUATION) == 0
+
+
+def test_a_wait_in_vain_is_a_sample_of_its_own_kind() -> None:
+    window = Window.of([Sample("ann", first_token=2.0, waiting=True, tokens=3), Sample("bob", first_token=0.2)])
+    assert window.samples(Metric.FIRST_TOKEN) == 2
+    assert window.tally(Metric.FIRST_TOKEN).sum() == 1
+    waits = window.waits(Metric.FIRST_TOKEN)
+    assert waits is not None
+    assert waits[:, bin_of(2.0)].sum() == waits.sum() == 1
+    assert window.tally(Metric.LENGTH).sum() == 1
+    assert window.waits(Metric.LENGTH) is None
 
 
 def test_a_thumb_counts_no_request() -> None:

@@ -20,7 +20,6 @@ LAG = timedelta(seconds=2)  # longer than the transaction that keeps a batch of 
 RECENT = 20  # samples of an arm that the tripwire looks at
 MOST_THUMBS = 20_000
 NON_FINITE = "non_finite_output"  # the engine's code for logits that are not numbers
-
 Windows = tuple[Window, Window]
 
 
@@ -77,7 +76,7 @@ def figures(rollout: Rollout) -> dict[str, Any]:
             errors=Count("pk", filter=Q(outcome=Outcome.ERROR)),
             abandoned=Count("pk", filter=Q(outcome=Outcome.ABANDONED)),
             cold_loads=Count("pk", filter=Q(cold=True)),
-            mean_first_token=Avg("first_token", filter=Q(cold=False)),
+            mean_first_token=Avg("first_token", filter=Q(cold=False) & ~Q(outcome=Outcome.ABANDONED, tokens=0)),
             mean_inter_token=Avg("inter_token", filter=Q(cold=False)),
             mean_tokens=Avg("tokens", filter=Q(outcome=Outcome.OK)),
         )
@@ -91,6 +90,7 @@ def _measured(sample: Sample) -> windows.Sample:
         unit=str(sample.unit),
         error=sample.outcome == Outcome.ERROR,
         first_token=None if sample.cold else sample.first_token,
+        waiting=sample.unanswered,
         inter_token=None if sample.cold else sample.inter_token,
         tokens=sample.tokens if whole else None,
         empty=sample.empty,

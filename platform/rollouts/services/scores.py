@@ -2,7 +2,7 @@
 
 from audit.services import SYSTEM
 from evaluations.errors import EvaluationUnderWay, TooMany
-from evaluations.models import Evaluation, EvaluationSet
+from evaluations.models import Evaluation, EvaluationSet, Measure
 from evaluations.models import State as EvaluationState
 from evaluations.services import latest_score, request_evaluation
 from registry.errors import ModelNotFound
@@ -60,4 +60,6 @@ def _ask(rollout: Rollout, version: Version, known: EvaluationSet) -> str | None
 
 def _score(version: Version, known: EvaluationSet) -> Score | None:
     score = latest_score(version, known)
-    return Score(score.mean, score.low, score.high, score.n) if score else None
+    if score is None:
+        return None
+    return Score(score.mean, score.low, score.high, score.n, passes=known.measure == Measure.ACCURACY)
