@@ -2,7 +2,6 @@
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fsspec
@@ -32,17 +31,17 @@ def read(path: str) -> bytes:
         return bytes(file.read())
 
 
-def keep_only(folder: str, paths: Iterable[str]) -> None:
-    """Take away what the folder holds beside these: what a process left that died before it was done."""
+def names(folder: str) -> list[str]:
+    """Paths of the files in it."""
     fs, root = _place()
-    for path in _files(fs, f"{root}/{folder}"):
-        if not any(path.endswith(f"/{kept}") for kept in paths):
-            fs.rm_file(path)
-
-
-def _files(fs: Any, folder: str) -> Iterator[str]:
     with contextlib.suppress(FileNotFoundError):
-        yield from fs.ls(folder, detail=False)
+        return [f"{folder}/{path.rpartition('/')[2]}" for path in fs.ls(f"{root}/{folder}", detail=False)]
+    return []
+
+
+def remove(path: str) -> None:
+    fs, root = _place()
+    fs.rm_file(f"{root}/{path}")
 
 
 def _place() -> tuple[Any, str]:

@@ -6,6 +6,7 @@ event itself. The trigger lets nobody delete but the tables' owner, and nothing 
 """
 
 import hashlib
+import logging
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -16,6 +17,9 @@ from django.utils import timezone
 from audit import archive, exports, proof, signing
 from audit.models import PLATFORM_CHAIN, Action, Chain, Event, Leaf, Segment
 from audit.services import SYSTEM, locked, record_in
+from audit.strays import evidence, strays
+
+log = logging.getLogger(__name__)
 
 LARGEST = 10_000
 
@@ -39,14 +43,16 @@ def seal_old() -> int:
 
 @transaction.atomic
 def seal(chain: Chain, before: datetime, largest: int = LARGEST) -> Segment | None:
-    """Seal the oldest events of a chain, up to a signed head; None when none is that old, or another seals already.
+    """Seal the oldest events of a chain, up to a signed head; None when none is that old, another seals already, or
+    `audit.strays` finds evidence that one more segment could cover up.
 
     The chain itself is locked only after the file was written, so that nobody's change waits for the store. Raises
     NotKept, and OSError when the store can't be reached; then nothing has changed.
     """
     if not _alone(chain):
         return None
-    archive.keep_only(f"segments/{chain.pk}", [segment.path for segment in chain.segments.all()])
+    if not _tidy(chain):
+        return None
     first = (chain.segments.aggregate(last=Max("last"))["last"] or 0) + 1
     old = Event.objects.filter(chain=chain, number__lt=first + largest, created_at__lt=before)
     newest = old.aggregate(last=Max("number"))["last"] or 0
@@ -60,6 +66,16 @@ def seal(chain: Chain, before: datetime, largest: int = LARGEST) -> Segment | No
     data = {"first": segment.first, "last": segment.last, "sha256": segment.sha256}
     record_in(chain, Action.AUDIT_SEALED, tenant_id=tenant, actor=SYSTEM, target="audit", data=data)
     return segment
+
+
+def _tidy(chain: Chain) -> bool:
+    """Take away what a process left that died before it was done. Whether the chain is as its segments' rows say."""
+    kept = evidence(chain)
+    for path in set(strays(chain)) - set(kept):
+        archive.remove(path)
+    for path in kept:
+        log.error("%s holds signed events that the database no longer has; nothing more of that chain is sealed", path)
+    return not kept
 
 
 def _alone(chain: Chain) -> bool:

@@ -17,6 +17,7 @@ from django.db import connection, models, transaction
 
 from audit import archive, checkpoints, proof, signing
 from audit.models import Chain, Checkpoint, Leaf, Segment
+from audit.strays import evidence, number_in
 
 Kind = Literal["edited", "missing", "reordered", "inserted", "rewritten", "forged"]
 RECENT = 1000  # checkpoints that are looked at when only one tenant's chain is verified
@@ -76,6 +77,10 @@ def _chain(chain: Chain) -> Iterator[Problem]:
     number, previous = 0, ""
     segments = list(chain.segments.order_by("first"))
     yield from _segments(name, segments)
+    for path in evidence(chain):
+        yield Problem(
+            name, number_in(path), "missing", f"the row of the segment {path} is gone; its file is signed by us"
+        )
     for link in _links(chain, segments):
         if link.number != number + 1:
             yield Problem(name, number + 1, "missing", f"events {number + 1} to {link.number - 1} are gone")

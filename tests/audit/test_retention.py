@@ -105,6 +105,38 @@ def test_a_segments_row_that_was_touched_is_found(
     assert found in kinds(acme)
 
 
+@pytest.mark.parametrize("first", [1, 7])
+def test_a_segments_file_outlives_its_row_and_is_told_of(
+    acme: Tenant, sealed: Segment, sql: Sql, home: Path, first: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Segment.objects.get(first=first).path
+    content = archive.read(path)
+    write(acme, 2)
+    checkpoints.take()
+    sql("DELETE FROM audit_segment WHERE first = %s", first)
+    chain = Chain.objects.get(pk=acme.pk)
+    for _ in range(2):
+        assert retention.seal(chain, timezone.now() + timedelta(days=1)) is None
+    assert archive.read(path) == content
+    assert path in caplog.text
+    told = [problem for problem in verify(acme) if path in problem.message]
+    assert [(problem.number, problem.kind) for problem in told] == [(first, "missing")]
+
+
+def test_a_whole_file_of_a_worker_that_died_before_its_row_is_taken_away(acme: Tenant, home: Path) -> None:
+    """Its events are all still in the table, under the signature of the same checkpoint."""
+    write(acme, 5)
+    checkpoints.take()
+    chain = Chain.objects.get(pk=acme.pk)
+    stray = f"segments/{acme.pk}/000000000001-000000000004.jsonl"
+    archive.write(stray, exports.sealed(chain, 1, chain.length))
+    assert verify(acme) == []
+    assert retention.seal(chain, timezone.now() - timedelta(days=1)) is None
+    assert archive.names(f"segments/{acme.pk}") == []
+    assert retention.seal(chain, timezone.now() + timedelta(days=1)) is not None
+    assert verify(acme) == []
+
+
 def test_a_file_and_row_made_up_together_are_found(acme: Tenant, sealed: Segment, sql: Sql) -> None:
     lines = [json.loads(line) for line in archive.read(sealed.path).decode().splitlines()]
     lines[1]["event"]["target"] = "other"
