@@ -1,6 +1,7 @@
 """What the first page tells: counts, the newest of everything, and the engine's state, which is asked for apart."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from audit.models import Event
 from console.access import Access, access_of
 from inference.client import EngineClient, EngineError, Residency, Stats
 from registry.models import PENDING, Adapter, State, Version
+from registry.services import used
 from tenants.models import Tenant
 
 log = logging.getLogger(__name__)
@@ -88,13 +90,21 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
 
 
 def resident(access: Access, residency: Residency) -> list[dict[str, Any]]:
-    """The adapters on the device by the names that this person knows; a member is told of their own alone."""
+    """The adapters on the device by the names that this person knows; a member is told of those alone that their own
+    tenant had brought there."""
     states = {adapter.digest: adapter for adapter in residency.adapters if adapter.state != "absent"}
-    versions = _versions(access).filter(digest__in=states).select_related("adapter__tenant").order_by("created_at")
+    found = _versions(access).filter(digest__in=states).select_related("adapter__tenant").order_by("created_at")
+    versions = list(found) if access.operator else _brought(found)
     known = [{"state": states[version.digest], "version": version} for version in versions]
     named = {version.digest for version in versions}
     nameless = [{"state": state, "version": None} for digest, state in states.items() if digest not in named]
     return known + (nameless if access.operator else [])
+
+
+def _brought(versions: Iterable[Version]) -> list[Version]:
+    uses = {version: (version.adapter.tenant_id, version.digest) for version in versions}
+    ours = used(uses.values())
+    return [version for version, use in uses.items() if version.pinned_at is not None or use in ours]
 
 
 def _counts(access: Access) -> list[Count]:

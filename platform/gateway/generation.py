@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from gateway import engine, meter, metrics, recorder, shadows
+from gateway import engine, meter, metrics, recorder, shadows, uses
 from gateway.authentication import Caller
 from gateway.errors import ApiError, ContextExceeded
 from gateway.exchange import Exchange
@@ -137,6 +137,7 @@ class Run:
         except BaseException:
             await run._let_go()
             raise
+        uses.put(caller, route.target)
         return run
 
     def name(self, response: str) -> None:

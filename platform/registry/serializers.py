@@ -86,7 +86,6 @@ class PlaceSerializer(serializers.Serializer[Place]):
     state = serializers.ChoiceField(["resident", "loading", "draining", "absent"], help_text="On the device.")
     tier = serializers.ChoiceField(["device", "host", "disk", "store"], help_text="The nearest that has it whole.")
     bytes = serializers.IntegerField(help_text="On the device.")
-    running = serializers.IntegerField(allow_null=True, help_text="Sequences on it now.")
     pinned = serializers.BooleanField(help_text="It is wanted to stay.")
     held = serializers.BooleanField(help_text="The engine knows that it is to stay.")
 

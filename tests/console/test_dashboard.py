@@ -13,6 +13,8 @@ from console import dashboard
 from console.access import Access
 from console.dashboard import resident
 from inference.client import AdapterState, Residency
+from registry.services import note_use
+from registry.services.uses import forget_use
 from tenants.models import Role, Tenant
 
 from .conftest import Yard
@@ -87,4 +89,8 @@ def test_a_resident_adapter_is_named_to_its_own_and_a_number_to_nobody_else(
     residency = Residency((AdapterState(digest, "resident", 0, 1), AdapterState("sha256:0", "loading", 0, 1)), 2)
     everything = [row["version"] for row in resident(Access(operator=True), residency)]
     assert everything == [ours.ready, strangers.ready, None]
-    assert [row["version"] for row in resident(Access(roles={acme.pk: Role.VIEWER}), residency)] == [ours.ready]
+    viewer = Access(roles={acme.pk: Role.VIEWER})
+    forget_use(acme.pk, digest)
+    assert resident(viewer, residency) == [], "it may be the strangers who had it brought there"
+    note_use(acme.pk, digest)
+    assert [row["version"] for row in resident(viewer, residency)] == [ours.ready]

@@ -12,6 +12,7 @@ import pytest
 from gateway import engine, recorder
 from gateway.generation import Run
 from inference.client import Event, Started
+from metering.models import Call
 from rollouts.models import Arm, Outcome
 from rollouts.observations import Observation
 from rollouts.routing import Trial
@@ -35,7 +36,7 @@ def test_a_client_that_leaves_a_silent_engine_leaves_how_long_it_waited(monkeypa
         exchange: Any = SimpleNamespace(route="chat")
         route: Any = SimpleNamespace(target=None, trial=trial)
         sequence: Any = None
-        run = Run(exchange, route, [sequence], 1)
+        run = Run(exchange, route, [sequence], 1, Call())
         await run._begin()
         await asyncio.sleep(0.05)
         await run.aclose()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.core.cache import cache
 from rest_framework.test import APIClient
 
 from audit.models import Event
@@ -34,6 +35,8 @@ def asked(question: Callable[[EngineClient], Any]) -> Any:
 
 
 def _empty(versions: list[Version]) -> None:
+    cache.clear()
+
     async def evict(client: EngineClient) -> None:
         for version in versions:
             await client.evict(version.digest)
@@ -61,7 +64,7 @@ def test_a_version_is_preloaded_shown_and_evicted(
         assert refused.put(f"{TWO}/pin").status_code == status
     assert client.put(f"{TWO}/residency").json()["state"] == "resident"
     shown = reader.get(f"{TWO}/residency").json()
-    assert (shown["state"], shown["tier"], shown["running"], shown["pinned"]) == ("resident", "device", 0, False)
+    assert (shown["state"], shown["tier"], shown["pinned"]) == ("resident", "device", False)
     assert shown["bytes"] > 0
     assert stranger.get(f"{TWO}/residency").status_code == 404
     assert client.delete(f"{TWO}/residency").json()["state"] == "absent"
@@ -111,16 +114,28 @@ def test_archiving_ends_a_pin(acme: Tenant, versions: list[Version], client_of: 
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_not_ready")
 
 
-def test_equal_files_of_another_tenant_are_not_evicted_or_told_of(
-    acme: Tenant, globex: Tenant, versions: list[Version], push: Push, client_of: Clients
+@pytest.mark.parametrize("shared", [False, True])
+def test_equal_files_of_another_tenant_are_not_evicted_and_change_nothing_of_what_is_told(
+    acme: Tenant, globex: Tenant, versions: list[Version], push: Push, client_of: Clients, shared: bool
 ) -> None:
-    assert push(globex, "query", 1).digest == versions[1].digest
-    client_of(globex).put("/api/v1/adapters/query/versions/1/pin")
-    ours = client_of(acme)
-    shown = ours.delete(f"{TWO}/residency").json()
-    assert (shown["state"], shown["running"], shown["pinned"]) == ("resident", None, False)
-    ours.put(f"{TWO}/pin")
-    assert ours.delete(f"{TWO}/pin").json()["held"] is True
+    """The same calls of acme's, with and without a stranger who has the files and pins them."""
+    if shared:
+        assert push(globex, "query", 1).digest == versions[1].digest
+        client_of(globex).put("/api/v1/adapters/query/versions/1/pin")
+    ours, place = client_of(acme), f"{TWO}/residency"
+    calls = [
+        (ours.get, place), (ours.put, place), (ours.get, place), (ours.delete, place), (ours.get, place),
+        (ours.put, f"{TWO}/pin"), (ours.get, place), (ours.delete, f"{TWO}/pin"), (ours.get, place),
+    ]  # fmt: skip
+    told = [call(path).json() for call, path in calls]
+    assert [(one["state"], one["pinned"], one["held"]) for one in told] == [
+        ("absent", False, False), ("resident", False, False), ("resident", False, False), ("absent", False, False),
+        ("absent", False, False), ("resident", True, True), ("resident", True, True), ("resident", False, False),
+        ("resident", False, False),
+    ]  # fmt: skip
+    assert {frozenset(one) for one in told} == {frozenset({"state", "tier", "bytes", "pinned", "held"})}
+    states = {one.digest: one for one in asked(lambda client: client.residency()).adapters}
+    assert (versions[1].digest in states and states[versions[1].digest].pinned) == shared
 
 
 def test_while_the_engine_is_down_nothing_is_pinned(

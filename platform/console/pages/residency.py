@@ -28,7 +28,6 @@ def place(version: Version) -> SafeString | str:
             "on the device": found.state,
             "nearest copy": found.tier,
             "bytes": found.bytes,
-            "running": found.running,
             "pinned": found.pinned,
         }
     )

@@ -33,6 +33,7 @@ from registry.services.uploads import (
     expire_uploads,
     receive_file,
 )
+from registry.services.uses import note_use, used
 from registry.services.validation import revalidate_stale, validate_version
 from registry.services.versions import annotate_version, upload_version
 
@@ -61,6 +62,7 @@ __all__ = [
     "limits",
     "locate",
     "move_alias",
+    "note_use",
     "pin_version",
     "preload_version",
     "previous",
@@ -76,6 +78,7 @@ __all__ = [
     "unpin_version",
     "upload_version",
     "usage",
+    "used",
     "validate_version",
     "visible_models",
     "work_out_comparison",

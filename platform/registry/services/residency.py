@@ -2,7 +2,8 @@
 
 A pin is a wish that is kept here (`Version.pinned_at`), since an engine that restarts has forgotten its own:
 `hold_pins` tells it again. Equal files of two tenants are one adapter to the engine; neither can send the other's away,
-or see from what it is told whether the other uses it.
+or see from what it is told whether the other has it or uses it: a tenant is told of what it did itself
+(`registry.services.uses`), and the same whether it is alone or not.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from registry.errors import EngineUnavailable, PinsSpent, QuotaExceeded, Version
 from registry.models import State, Version, VersionQuerySet
 from registry.services import quotas
 from registry.services.adapters import locked
+from registry.services.uses import forget_use, note_use, used
 from tenants.isolation import across_every_tenant
 
 log = logging.getLogger(__name__)
@@ -44,22 +46,23 @@ SHARE = 2  # one in so many slots may be pinned
 
 @dataclass(frozen=True)
 class Place:
-    """Where a version is. state: resident, loading, draining or absent; tier: device, host, disk or store.
+    """Where its tenant has a version. state: resident, loading, draining or absent; tier: device, host, disk or store.
 
-    `running`: sequences on it now; None where that is not this tenant's alone to know. `pinned`: its tenant wants it to
-    stay; `held`: the engine knows.
+    `pinned`: its tenant wants it to stay; `held`: the engine knows.
     """
 
-    state: str
-    tier: str
-    bytes: int
-    running: int | None
-    pinned: bool
-    held: bool
+    state: str = "absent"
+    tier: str = "store"
+    bytes: int = 0
+    pinned: bool = False
+    held: bool = False
 
 
 def locate(version: Version, *, patience: float = PATIENCE) -> Place:
-    """Where the version is now. Raises EngineUnavailable, also after `patience` seconds."""
+    """Where the version is now, if its tenant had it brought there in the last hour or pinned it.
+
+    Raises EngineUnavailable, also after `patience` seconds.
+    """
     told: Residency = _ask(lambda client: client.residency(timeout=patience))
     states = {adapter.digest: adapter for adapter in told.adapters}
     return _place(version, states.get(version.digest))
@@ -70,6 +73,7 @@ def preload_version(version: Version, *, actor: Actor) -> Place:
     _check_ready(version)
     state = _ask(lambda client: client.preload(version.digest, timeout=LOADING))
     _record(Action.VERSION_PRELOADED, version, actor)
+    note_use(version.adapter.tenant_id, version.digest)
     return _place(version, state)
 
 
@@ -88,6 +92,7 @@ def pin_version(version: Version, *, actor: Actor) -> Place:
     except (QuotaExceeded, VersionNotReady):
         _forget(version)
         raise
+    note_use(version.adapter.tenant_id, version.digest)
     return _place(pinned, state)
 
 
@@ -102,12 +107,16 @@ def unpin_version(version: Version, *, actor: Actor) -> Place:
 def evict_version(version: Version, *, actor: Actor) -> Place:
     """Unpin a version and send it off the device, out of the host's memory and off the local disk.
 
-    What runs on it ends first. Raises EngineUnavailable when the engine wasn't told; ask again then.
+    What runs on it ends first. Raises EngineUnavailable when the engine wasn't told; ask again then. Where others have
+    the files too, the engine keeps them and their tenant is told the same.
     """
     _unpin(version, Action.VERSION_EVICTED, actor)
+    forget_use(version.adapter.tenant_id, version.digest)
     if _wanted(version) or _exists(_others(version).filter(state=State.READY)):
-        return locate(version)
-    return _place(version, _ask(lambda client: client.evict(version.digest, timeout=PATIENCE)))
+        _ask(lambda client: client.residency(timeout=PATIENCE))  # fails while the engine is down, as evicting does
+    else:
+        _ask(lambda client: client.evict(version.digest, timeout=PATIENCE))
+    return Place()
 
 
 def hold_pins() -> int:
@@ -201,11 +210,10 @@ def _forget(version: Version) -> None:
 
 
 def _place(version: Version, state: AdapterState | None) -> Place:
-    pinned = version.pinned_at is not None
-    if state is None or not version.digest:
-        return Place("absent", "store", 0, 0, pinned, False)
-    alone = not _exists(_others(version).kept())
-    return Place(state.state, state.tier, state.bytes, state.running if alone else None, pinned, state.pinned)
+    pinned, use = version.pinned_at is not None, (version.adapter.tenant_id, version.digest)
+    if state is None or not (pinned or used([use])):
+        return Place(pinned=pinned)
+    return Place(state.state, state.tier, state.bytes, pinned, held=pinned and state.pinned)
 
 
 def _ask(question: Callable[[EngineClient], Awaitable[T]]) -> T:
