@@ -10,7 +10,7 @@ from audit.services import SYSTEM, Actor, record
 from merges import folders
 from merges.errors import MergeSettled
 from merges.models import Kind, Merge, State
-from merges.services.requests import locked
+from merges.services.requests import locked, tell
 
 
 @transaction.atomic
@@ -23,6 +23,7 @@ def discard_merge(merge: Merge, *, actor: Actor) -> None:
     row.save()
     transaction.on_commit(partial(folders.discard, row.pk), robust=True)
     record(Action.MERGE_EXPIRED, tenant=row.tenant, actor=actor, target=str(row))
+    tell(row)
 
 
 def expire_merges() -> int:

@@ -24,11 +24,10 @@ from audit.models import Action
 from audit.services import SYSTEM, Actor, record
 from merges import folders
 from merges.models import KEPT, MOST_BYTES, Merge, State
-from merges.services.requests import bytes_kept, clear, enqueue, locked
+from merges.services.requests import bytes_kept, clear, enqueue, locked, tell
 from registry import quarantine
 from registry.services import upload_version
 from tenants.models import Tenant
-from webhooks.services import emit
 
 LEASE = timedelta(minutes=2)  # longer than anything takes that a merge does without a word
 ATTEMPTS = 5  # to take it up, each of which was broken off
@@ -55,8 +54,8 @@ def claim(merge_id: UUID) -> Lease | None:
     """None when it is settled or another worker has it. Given up for good after ATTEMPTS in vain."""
     row = locked(merge_id)
     now = timezone.now()
-    free = row.state == State.QUEUED or (row.state == State.RUNNING and row.leased_until < now)
-    if not free:
+    resumed = row.state == State.RUNNING and row.leased_until < now
+    if row.state != State.QUEUED and not resumed:
         return None
     row.state, row.worker, row.leased_until = State.RUNNING, uuid4(), now + LEASE
     row.attempts += 1
@@ -64,6 +63,8 @@ def claim(merge_id: UUID) -> Lease | None:
     if row.attempts > ATTEMPTS:
         _fail(row, Finding("broken-off", "It broke off again and again; tell the operator."))
         return None
+    if not resumed:
+        tell(row)
     return Lease(row, row.worker)
 
 
@@ -93,6 +94,7 @@ def hand_over(lease: Lease) -> None:
     row = _held(lease)
     row.state, row.worker, row.leased_until, row.attempts = State.QUEUED, None, timezone.now(), 0
     row.save()
+    tell(row)
     transaction.on_commit(partial(enqueue, row.pk), robust=True)
 
 
@@ -152,7 +154,7 @@ def _settle(row: Merge, state: State, action: Action, data: dict[str, Any]) -> S
     row.state, row.finished_at, row.worker = state, timezone.now(), None
     row.save()
     record(action, tenant=row.tenant, actor=SYSTEM, target=str(row), data=data)
-    emit(row.tenant, f"merge.{state.value}", {"merge": str(row.pk), "kind": row.kind, **data})
+    tell(row, **data)
     return state
 
 

@@ -24,6 +24,7 @@ from registry.errors import SignatureRequired, VersionNotReady
 from registry.models import Adapter, Version
 from registry.models import State as VersionState
 from tenants.models import Tenant
+from webhooks.services import emit
 
 TASK = "jobs.tasks.run_merge"
 QUEUED = timedelta(minutes=10)  # after which a worker is asked again
@@ -89,7 +90,13 @@ def cancel_merge(merge: Merge, *, actor: Actor) -> Merge:
     row.save()
     transaction.on_commit(partial(clear, row.pk), robust=True)
     record(Action.MERGE_CANCELLED, tenant=row.tenant, actor=actor, target=str(row))
+    tell(row)
     return row
+
+
+def tell(row: Merge, **data: Any) -> None:
+    """Its tenant's endpoints of the state that it has entered, in the caller's transaction."""
+    emit(row.tenant, f"merge.{row.state}", {"merge": str(row.pk), "kind": row.kind, **data})
 
 
 def clear(merge: UUID) -> None:
@@ -143,5 +150,6 @@ def _take_in(merge: Merge, sources: Sequence[Source], adapters: Sequence[str], a
     named = [{"name": source["name"], "weight": source["weight"]} for source in merge.sources]
     data = {"kind": merge.kind, "method": merge.method, "sources": named}
     record(Action.MERGE_REQUESTED, tenant=merge.tenant, actor=actor, target=str(merge), data=data)
+    tell(merge)
     transaction.on_commit(partial(enqueue, merge.pk), robust=True)
     return merge
