@@ -6,7 +6,6 @@ the rest of HTTP, and files under `/v1/`, to Django; WebSockets to Channels.
 
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
@@ -18,7 +17,7 @@ console: Any = get_asgi_application()
 from channels.routing import URLRouter  # noqa: E402 - apps must be loaded first
 from django.urls import re_path  # noqa: E402
 
-from config.bodies import bounded  # noqa: E402
+from config.bodies import Bounded  # noqa: E402
 from gateway import lifespan  # noqa: E402
 from gateway.handler import application as data_plane  # noqa: E402
 from gateway.routing import websocket_urlpatterns  # noqa: E402
@@ -49,6 +48,7 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 FILES = ("/v1/uploads/", "/v1/files/")
+control_plane = Bounded(console)
 nowhere: Any = _no_such_socket
 sockets = URLRouter([*websocket_urlpatterns, re_path(r"", nowhere)])
 
@@ -60,7 +60,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         case "http":
             path = f"{scope['path']}/"
             tokens = path.startswith("/v1/") and not path.startswith(FILES)
-            handler = data_plane if tokens else partial(bounded, console)
+            handler = data_plane if tokens else control_plane
         case "websocket":
             handler = sockets
         case _:

@@ -1,5 +1,6 @@
 """Who is nobody yet gets little room on the disk."""
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import Platform
+from config.bodies import AT_ONCE
+from tests.processes import Platform, wait_for
 
 
 def large(mebibytes: int = 3) -> Iterator[bytes]:
@@ -57,3 +59,55 @@ def test_a_part_may_be_as_large_as_openais_and_what_describes_an_upload_small(pl
         with suppress(httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):  # the server may hang up on us
             assert sent(path, **what).status_code == 413
     assert sent(f"/{upload}/cancel").json()["status"] == "cancelled"
+
+
+def test_what_the_quota_does_not_let_in_is_not_read(platform: Platform) -> None:
+    """Neither with a length, nor in chunks, nor as a file of its own; and what fits goes on."""
+    slug, key = platform.tenant("full")
+    platform.call("PATCH", f"tenants/{slug}", platform.operator_key, quota_bytes=1 << 20)
+    headers = {"Authorization": f"Bearer {key}"}
+    for path in ("/api/v1/adapters/big/versions", "/v1/files"):
+        for content in (large(8), b"".join(large(8))):
+            with suppress(httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):  # the server may hang up on us
+                answer = httpx.post(platform.url + path, content=content, headers=headers, timeout=20)
+                assert answer.status_code == 403, answer.text
+                error = answer.json()["error"]
+                assert (error["code"], error["quota"], error["limit"]) == ("quota_exceeded", "bytes", 1 << 20)
+    assert platform.call("GET", "quotas", key)["bytes"]["used"] == 0
+    small = {"file": ("adapter_model.safetensors", b"x" * 1000)}
+    fits = httpx.post(f"{platform.url}/api/v1/adapters/big/versions", files=small, headers=headers, timeout=30)
+    assert fits.status_code == 202, fits.text
+
+
+def test_a_tenant_has_a_few_large_bodies_read_at_once(platform: Platform) -> None:
+    """One that is slow, or stops in the middle, takes a place of its tenant's and nobody else's."""
+    (_, key), (_, other) = platform.tenant("hooli"), platform.tenant("busy")
+    slow = [begun(platform, key) for _ in range(AT_ONCE)]
+    try:
+        url = f"{platform.url}/api/v1/adapters/big/versions"
+        files = {"file": ("adapter_model.safetensors", b"x" * (3 << 20))}
+
+        def sent(who: str) -> int:
+            try:
+                return httpx.post(url, files=files, headers={"Authorization": f"Bearer {who}"}, timeout=30).status_code
+            except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
+                return 429  # the server hung up while we were still sending
+
+        wait_for(lambda: sent(key) == 429, 20, "the tenant's places being taken")
+        assert sent(other) == 202
+    finally:
+        for connection in slow:
+            connection.close()
+    wait_for(lambda: sent(key) == 202, 20, "a place becoming free")
+
+
+def begun(platform: Platform, key: str) -> socket.socket:
+    """A large upload of which two megabytes are sent, and then nothing."""
+    host, port = platform.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    head = f"POST /api/v1/adapters/big/versions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    connection.sendall(
+        f"{head}Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 9999999\r\n\r\n".encode()
+    )
+    connection.sendall(b"x" * (2 << 20))
+    return connection
