@@ -4,6 +4,8 @@
 cancelled and failed, and gives back what it held.
 """
 
+import heapq
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -128,6 +130,7 @@ class Scheduler:
         self.live: set[Sequence] = set()  # waiting or running
         self.events: list[Event] = []
         self.preemptions = 0
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # a heap, of those that may not wait for ever
         self._stops = stops
         self._clock = clock
 
@@ -157,6 +160,8 @@ class Scheduler:
         else:
             self.live.add(sequence)
             self.queue.join(sequence)
+            if sequence.start_by < math.inf:
+                heapq.heappush(self._deadlines, (sequence.start_by, sequence.id, sequence))
 
     def cancel(self, sequence: Sequence) -> None:
         """The client went away: no event, since nobody listens. Nothing happens if the sequence has ended."""
@@ -169,6 +174,7 @@ class Scheduler:
     def plan(self) -> Plan:
         """One step: a token of every decoding sequence, then chunks of prefill, then newcomers in fair order."""
         self._fail_unloadable()
+        self._fail_late()
         budget = float(self.limits.batch_tokens)
         rows: list[Row] = []
         for sequence in [sequence for sequence in self.running if sequence.remaining == 1]:
@@ -178,13 +184,10 @@ class Scheduler:
         for sequence in [sequence for sequence in self.running if sequence.remaining > 1]:
             if sequence in self.running and budget > 0:
                 budget -= self._extend(sequence, budget, rows)
-        now = self._clock()
         for sequence in self.queue.in_order():
-            if now > sequence.start_by and not sequence.begun:
-                self.fail(sequence, EngineBusy("The request waited for its turn as long as it may."))
-            elif budget <= 0 or len(self.running) >= self.limits.rows:
+            if budget <= 0 or len(self.running) >= self.limits.rows:
                 break
-            elif self._seat(sequence):
+            if self._seat(sequence):
                 taken = self._extend(sequence, budget, rows, preempt=False)
                 if not taken:
                     self._unseat(sequence)
@@ -220,6 +223,13 @@ class Scheduler:
         for digest, error in self.slots.poll():
             for sequence in [s for s in self.queue.in_order() if s.digest == digest]:
                 self.fail(sequence, error)
+
+    def _fail_late(self) -> None:
+        now = self._clock()
+        while self._deadlines and self._deadlines[0][0] < now:
+            sequence = heapq.heappop(self._deadlines)[2]
+            if sequence in self.live and not sequence.begun:
+                self.fail(sequence, EngineBusy("The request waited for its turn as long as it may."))
 
     def _extend(self, sequence: Sequence, budget: float, rows: list[Row], *, preempt: bool = True) -> float:
         """Give a sequence a row and the blocks for its next tokens, one at least; what that takes of the budget."""
