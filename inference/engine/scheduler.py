@@ -244,14 +244,19 @@ class Scheduler:
         return count * cost
 
     def _preempt_for(self, sequence: Sequence, rows: list[Row]) -> bool:
-        """Take the blocks of the sequence that was admitted last; False when that is `sequence` itself."""
-        victim = self.running[-1]
-        self.running.remove(victim)
+        """Take the least entitled one's blocks; False when that is `sequence` itself. The first admitted goes on."""
+        assert len(self.running) > 1, "a sequence that runs alone has all blocks"
+        victim = self.running.pop(max(range(1, len(self.running)), key=self._claims))
         rows[:] = [row for row in rows if row.sequence is not victim]
         self._unseat(victim)
         self.queue.push(victim)
         self.preemptions += 1
         return victim is not sequence
+
+    def _claims(self, place: int) -> tuple[float, int, int]:
+        """How little entitled to go on is who runs at this place: by its share's service, then by its own turn."""
+        sequence = self.running[place]
+        return self.queue.served(sequence.share), sequence.priority, place
 
     def _seat(self, sequence: Sequence) -> bool:
         """Pin a newcomer's slot and lease the blocks of its known prefix; False while its adapter is not resident."""

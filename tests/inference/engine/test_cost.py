@@ -102,6 +102,6 @@ def test_no_step_costs_more_than_its_budget_by_more_than_a_token(
         assert decoding <= {row.sequence for row in rows}
         spent = [row.count * costs.get(row.sequence.digest, 1.0) for row in rows if row.sequence not in decoding]
         left = max(1.0, 12 - sum(costs.get(sequence.digest, 1.0) for sequence in decoding))
-        assert sum(spent) < left + max(costs.values())
+        assert sum(spent) < left + max(costs.values()) + 1e-9  # floats that fill 12 may not sum to it
         assert sum(row.count for row in rows) <= 12
     assert all(len(engine.tokens(sequence)) == sequence.sampling.max_tokens for sequence in sequences)

@@ -1,9 +1,66 @@
 """Whose turn it is, who gives way when memory is short, and who has waited too long."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from inference.errors import EngineBusy
+
+
+def preempted(engine: Any) -> set[Any]:
+    return {s for s in engine.scheduler.live if s.begun and s not in engine.scheduler.running}
+
+
+def test_the_least_entitled_tenant_gives_way_when_memory_is_short(bench: Callable[..., Any]) -> None:
+    engine = bench(blocks=12, rows=4)
+    greedy = [engine.submit(share="greedy", tokens=16, first=100 * n) for n in range(1, 4)]
+    engine.steps(3)
+    modest = engine.submit(share="modest", tokens=16, first=400)
+    gave_way = set()
+    while engine.scheduler.live:
+        engine.steps()
+        gave_way |= preempted(engine)
+    assert gave_way, "memory was never short"
+    assert gave_way <= set(greedy[1:]), "a tenant that had less, or the first admitted, gave way"
+    for sequence in (*greedy, modest):
+        assert engine.tokens(sequence) == [sequence.prompt[-1] + 1 + k for k in range(16)]
+
+
+def test_within_a_tenant_the_least_urgent_gives_way(bench: Callable[..., Any]) -> None:
+    engine = bench(blocks=10, rows=3)
+    first, later = engine.submit(tokens=16), engine.submit(tokens=16, priority=5)
+    engine.steps(2)
+    urgent = engine.submit(tokens=16, priority=-5)
+    gave_way = set()
+    while engine.scheduler.live:
+        engine.steps()
+        gave_way |= preempted(engine)
+    assert gave_way == {later}
+    assert all(len(engine.tokens(sequence)) == 16 for sequence in (first, later, urgent))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), blocks=st.integers(15, 24))
+def test_however_short_memory_is_the_first_admitted_goes_on_and_all_end(
+    bench: Callable[..., Any], seed: int, blocks: int
+) -> None:
+    """15 blocks are what the longest request needs for itself."""
+    draw = random.Random(seed)
+    engine = bench(blocks=blocks, rows=6)
+    asked = []
+    for _ in range(24):
+        place = {"weight": draw.choice([0.5, 1.0, 4.0]), "priority": draw.randint(-1, 1)}
+        prompt, tokens = draw.randint(1, 30), draw.randint(1, 30)
+        asked.append(engine.submit(prompt, draw.choice(["", "x"]), draw.choice("abc"), tokens, **place))
+        engine.steps(draw.randint(0, 3))
+        first = engine.scheduler.running[:1]
+        engine.steps()
+        assert all(s in engine.scheduler.running[:1] or engine.ended(s) for s in first), "the first admitted gave way"
+    engine.finish(2000)
+    assert all(len(engine.tokens(sequence)) == sequence.sampling.max_tokens for sequence in asked)
 
 
 def test_who_may_not_wait_longer_is_told_so_wherever_it_stands_in_a_line_that_does_not_move(
