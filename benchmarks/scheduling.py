@@ -58,11 +58,12 @@ class Arrival:
     adapter: str
     prompt: int
     output: int
+    weight: float = 1.0  # of the tenant
 
 
 @dataclass
 class Outcome:
-    """first: seconds to the first token, by tenant. gap: of service, the widest between backlogged tenants."""
+    """first: seconds to the first token, by tenant. gap: of weighted service, the widest between backlogged tenants."""
 
     first: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     gap: float = 0.0
@@ -106,6 +107,7 @@ class Simulation:
         """Until every request has ended."""
         outcome, coming = Outcome(), 0
         outcome.bound = 2 * max(PROMPT_COST * max(a.prompt for a in arrivals), OUTPUT_COST * self._tokens)
+        outcome.bound /= min(a.weight for a in arrivals)
         while coming < len(arrivals) or self._scheduler.live:
             while coming < len(arrivals) and arrivals[coming].at <= self._now:
                 self._submit(arrivals[coming])
@@ -133,9 +135,9 @@ class Simulation:
         match event:
             case Begun():
                 self._queued[arrival.tenant] -= 1
-                self._service[arrival.tenant] += PROMPT_COST * arrival.prompt
+                self._service[arrival.tenant] += PROMPT_COST * arrival.prompt / arrival.weight
             case Token():
-                self._service[arrival.tenant] += OUTPUT_COST
+                self._service[arrival.tenant] += OUTPUT_COST / arrival.weight
                 if sequence in self._waiting_first:
                     self._waiting_first.remove(sequence)
                     outcome.first[arrival.tenant].append(self._now - arrival.at)
@@ -166,7 +168,8 @@ class Simulation:
         prompt = [1] * arrival.prompt
         share = arrival.tenant if self._fair else ""
         sampling = Sampling(arrival.output, temperature=0)
-        sequence = Sequence(next(self._order), prompt, sampling, arrival.adapter, share, salt=str(next(self._order)))
+        number, salt = next(self._order), str(next(self._order))
+        sequence = Sequence(number, prompt, sampling, arrival.adapter, share, arrival.weight, salt)
         self._arrival[sequence] = arrival
         self._waiting_first.add(sequence)
         self._queued[arrival.tenant] += 1

@@ -2,12 +2,12 @@
 
 The virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), algorithm 2: each
 share has a counter of the service it had, divided by its weight; the waiting share with the smallest one is next. A
-share that comes back after idling is lifted to the smallest counter among the busy ones, so nobody saves up service.
+share of which nothing waited is lifted when something does: to the smallest counter among those that wait, or to that
+of the last that waited if none does. So nobody saves up service, neither by idling nor by asking for less than its due.
 """
 
 import heapq
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Iterator
 
 from inference.engine.sequence import Sequence
@@ -24,8 +24,9 @@ class FairQueue:
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
         self._served: dict[str, float] = {}
-        self._present: Counter[str] = Counter()  # sequences of a share, waiting or running
+        self._last = ""  # the share that left the queue last
         self._waiting = 0
+        self._present = 0  # sequences, waiting or running
 
     def __len__(self) -> int:
         return self._waiting
@@ -34,31 +35,27 @@ class FairQueue:
         return len(self._lines.get(share, ()))
 
     def served(self, share: str) -> float:
-        """Service had so far, in prompt tokens per unit of weight; comparable between shares that are present."""
+        """Service had so far, in prompt tokens per unit of weight; comparable between shares of which some wait."""
         return self._served.get(share, 0.0)
 
     def join(self, sequence: Sequence) -> None:
-        """A new request; its share is lifted if it was idle."""
-        share = sequence.share
-        if not self._present[share]:
-            busy = [self._served[other] for other, count in self._present.items() if count]
-            self._served[share] = max(self._served.get(share, 0.0), min(busy, default=0.0))
-        self._present[share] += 1
+        """A new request."""
+        self._present += 1
         self.push(sequence)
 
     def push(self, sequence: Sequence) -> None:
         """Into its share's line, at the place that its priority and arrival give it: a preempted one is soon next."""
+        if sequence.share not in self._lines:
+            self._lift(sequence.share)
         insort(self._lines.setdefault(sequence.share, []), _place(sequence))
         self._waiting += 1
 
     def leave(self, sequence: Sequence) -> None:
         """The request ended, wherever it was."""
         self._remove(sequence)
-        self._present[sequence.share] -= 1
-        if not self._present[sequence.share]:
-            del self._present[sequence.share]
-            if not self._present:  # counters matter only between shares that are busy together
-                self._served.clear()
+        self._present -= 1
+        if not self._present:  # counters matter only between shares that are busy together
+            self._served.clear()
 
     def admit(self, sequence: Sequence) -> None:
         """Off the queue and into the batch; its prompt is paid for once."""
@@ -81,6 +78,11 @@ class FairQueue:
             if place := next(line, None):
                 heapq.heappush(heads, self._head(line, place))
 
+    def _lift(self, share: str) -> None:
+        """To the least served of the shares that wait."""
+        others = self._lines or [self._last]
+        self._served[share] = max(self.served(share), min(map(self.served, others)))
+
     def _head(
         self, line: Iterator[tuple[int, int, Sequence]], place: tuple[int, int, Sequence]
     ) -> tuple[float, int, Sequence, Iterator[tuple[int, int, Sequence]]]:
@@ -95,6 +97,7 @@ class FairQueue:
             self._waiting -= 1
             if not line:
                 del self._lines[sequence.share]
+                self._last = sequence.share
 
 
 def _place(sequence: Sequence) -> tuple[int, int, Sequence]:

@@ -4,10 +4,43 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.scheduling import Arrival, Cost, Outcome, Simulation
+from inference.client import Sampling
+from inference.engine.fairness import FairQueue
+from inference.engine.sequence import Sequence
 from inference.errors import EngineBusy
+
+
+def test_a_tenant_that_asks_for_less_than_its_due_saves_up_no_service(bench: Callable[..., Any]) -> None:
+    """One request of it always runs, so it never idles; then it asks for as much as the others."""
+    engine = bench(rows=4, blocks=256)
+    busy = [engine.submit(share="busy") for _ in range(200)]
+    modest = engine.submit(share="modest", tokens=8)
+    for _ in range(100):
+        if modest.left <= 2:
+            modest = engine.submit(share="modest", tokens=8)
+        engine.steps()
+    burst = [engine.submit(share="modest") for _ in range(60)]
+    before = len(engine.begun())
+    engine.steps(40)
+    since = engine.begun()[before:]
+    assert len(since) > 20
+    assert abs(sum(s in burst for s in since) - sum(s in busy for s in since)) <= 4
+
+
+def test_who_comes_to_an_empty_queue_is_lifted_to_the_share_that_left_it_last() -> None:
+    queue = FairQueue()
+    little, much, late = (Sequence(n, [1], Sampling(1), share=share) for n, share in enumerate(("a", "b", "c")))
+    for sequence, service in ((little, 100.0), (much, 500.0)):
+        queue.join(sequence)
+        queue.admit(sequence)
+        queue.charge(sequence, service)
+    queue.join(late)
+    assert queue.served("c") == queue.served("b") > queue.served("a")
 
 
 def preempted(engine: Any) -> set[Any]:
@@ -90,3 +123,37 @@ def test_who_began_in_time_may_take_as_long_as_it_needs(bench: Callable[..., Any
     engine.finish()
     assert engine.scheduler.preemptions > 0, "none had to wait again"
     assert [engine.ended(sequence).reason for sequence in asked] == ["length", "length"]
+
+
+WEIGHTS = {"light": 1.0, "heavy": 4.0, "middle": 2.0}
+ROOM = 1024  # tokens that fit in the batch
+
+
+@pytest.fixture(scope="module")
+def crowd() -> list[Arrival]:
+    """Three backlogged tenants, one after another, and a fourth that seldom waits until it asks for much."""
+    draw = random.Random(4)
+    waves = [
+        Arrival(float(wave), tenant, f"{tenant}/a{n % 3}", draw.randint(8, 256), draw.randint(8, 64), WEIGHTS[tenant])
+        for wave, tenant in enumerate(WEIGHTS)
+        for n in range(90)
+    ]
+    steady = [Arrival(2.0 * n, "steady", "steady/a", 16, 16) for n in range(150)]
+    burst = [Arrival(60.0, "steady", "steady/a", 64, 64) for _ in range(60)]
+    return sorted([*waves, *steady, *burst], key=lambda arrival: arrival.at)
+
+
+def simulated(crowd: list[Arrival], *, fair: bool) -> Outcome:
+    outcome = Simulation(Cost(), fair=fair, rows=8, tokens=ROOM).run(crowd)
+    assert outcome.finished == len(crowd)
+    return outcome
+
+
+def test_service_between_backlogged_tenants_stays_within_the_papers_bound(crowd: list[Arrival]) -> None:
+    outcome = simulated(crowd, fair=True)
+    assert outcome.gap <= outcome.bound
+
+
+def test_first_come_first_served_would_break_that_bound(crowd: list[Arrival]) -> None:
+    outcome = simulated(crowd, fair=False)
+    assert outcome.gap > outcome.bound
