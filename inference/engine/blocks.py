@@ -71,6 +71,13 @@ class BlockPool:
             self._by_hash[digest] = block
             self._hash_of[block] = digest
 
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Nobody shall meet the content of these leased blocks again; who reads them now goes on."""
+        for block in blocks:
+            assert self._refs[block] > 0, "only a leased block can be forgotten"
+            if (digest := self._hash_of.pop(block, None)) is not None:
+                del self._by_hash[digest]
+
     def release(self, blocks: Sequence[int]) -> None:
         """Give a sequence's blocks back, the last first, so that a prefix is forgotten from its end."""
         for block in reversed(blocks):

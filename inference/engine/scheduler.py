@@ -201,6 +201,10 @@ class Scheduler:
         for row, sampled in zip(plan.rows, output, strict=True):
             sequence = row.sequence
             sequence.computed = row.start + row.count
+            if sampled is not None and not sampled.finite:
+                self.blocks.forget(sequence.blocks)  # of its prefill's earlier steps nothing was sampled
+                self.fail(sequence, NonFinite("The model's output for this request was not a number."))
+                continue
             self._seal(sequence, row.start)
             if sampled is not None:
                 self._append(sequence, sampled)
@@ -297,9 +301,6 @@ class Scheduler:
                 self.blocks.seal(sequence.blocks[index], digest)
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> None:
-        if not sampled.finite:
-            self.fail(sequence, NonFinite("The model's output for this request was not a number."))
-            return
         sequence.tokens.append(sampled.token)
         self.queue.charge(sequence, OUTPUT_COST)
         self.events.append(Token(sequence, sampled.token, sampled.logprobs))

@@ -29,13 +29,14 @@ class Echo:
     installed: dict[int, str] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
     fails: bool = False
+    finite: bool = True
 
     def run(self, plan: Plan) -> list[Sampled | None]:
         self.plans.append(plan)
         assert plan.adapters == len({row.sequence.digest for row in plan.rows} - {""}), "adapters share a slot"
         if self.fails:
             raise RuntimeError("the model is broken")
-        return [Sampled(self._answer(row.sequence)) if row.samples else None for row in plan.rows]
+        return [Sampled(self._answer(row.sequence), finite=self.finite) if row.samples else None for row in plan.rows]
 
     def install(self, slot: int, weights: Any) -> None:
         self.installed[slot] = weights.digest
