@@ -54,6 +54,10 @@ MAX_TOP_LOGPROBS = 20
 M_ARENA_MAX, HEAPS = -8, 2  # malloc.h's name for it
 
 
+class EngineBroken(Exception):
+    """The engine's thread ended by itself; only a new process can serve again."""
+
+
 class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """Runs on an event loop; the engine has a thread of its own and calls back through `deliver`."""
 
@@ -146,7 +150,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         """SERVING only on the strength of a forward pass not older than FRESH seconds; an idle engine makes one."""
         if time.monotonic() - self.engine.last_forward > FRESH:
             await self._probe()
-        serving = time.monotonic() - self.engine.last_forward <= FRESH
+        serving = time.monotonic() - self.engine.last_forward <= FRESH and not self.engine.ended.done()
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         return health_pb2.HealthCheckResponse(status=status)
 
@@ -315,7 +319,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 async def serve(arguments: argparse.Namespace, secret: str) -> None:
-    """Load the model, listen, and run until SIGTERM or SIGINT."""
+    """Load the model, listen, and run until SIGTERM or SIGINT; raises EngineBroken if the engine ends before."""
     device = choose_device(arguments.device)
     model = await asyncio.to_thread(
         load, arguments.model, device, choose_dtype(arguments.dtype, device), arguments.slots
@@ -330,9 +334,11 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
     server.add_insecure_port(arguments.listen)
     await server.start()
     log.info("serving %s on %s, %s, %s", arguments.model, arguments.listen, device, model.dtype)
-    await _terminated()
+    broken = await _terminated(service.engine)
     await server.stop(grace=2.0)
     await asyncio.to_thread(service.stop)
+    if broken:
+        raise EngineBroken
 
 
 def _clear_socket(listen: str) -> None:
@@ -341,11 +347,14 @@ def _clear_socket(listen: str) -> None:
         Path(listen.removeprefix("unix:")).unlink(missing_ok=True)
 
 
-async def _terminated() -> None:
-    stop = asyncio.Event()
+async def _terminated(engine: Engine) -> bool:
+    """Wait for a signal, or until the engine has ended by itself: True if it has."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    engine.ended.add_done_callback(lambda _: loop.call_soon_threadsafe(stop.set))
     await stop.wait()
+    return engine.ended.done()
 
 
 def _few_heaps() -> None:
@@ -363,6 +372,8 @@ def main() -> None:
         sys.exit("LORAYARD_ENGINE_SECRET is not set; the engine and its callers share it.")
     try:
         asyncio.run(serve(arguments, secret))
+    except EngineBroken:
+        sys.exit("The engine broke. What is above in the log says how; whoever started this process starts it again.")
     except (BaseModelMissing, BaseModelUnsupported, UnservedModel, ValueError) as error:
         sys.exit(str(error))
 

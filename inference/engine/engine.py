@@ -9,11 +9,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from inference.engine.scheduler import Event, Plan, Sampled, Scheduler
+from inference.engine.scheduler import Ended, Event, Plan, Sampled, Scheduler
 from inference.engine.sequence import Sequence
-from inference.errors import EngineDown, Internal
+from inference.errors import EngineDown, EngineError, Internal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -25,10 +27,19 @@ class Runs(Protocol):
     def run(self, plan: Plan) -> list[Sampled | None]: ...
 
 
+@dataclass(frozen=True)
+class Note:
+    """What another thread wants done between two steps, and what tells it that no more steps will come."""
+
+    do: Callable[[], None]
+    refuse: Callable[[EngineError], None] = lambda _: None
+
+
 class Engine:
     """One thread that owns the scheduler, the pools and the model. Other threads only leave notes.
 
-    `deliver` is called on that thread with the events of a step; it must not block.
+    `deliver` is called with the events of a step, on that thread until it ends; it must not block. `ended` is done when
+    the thread is: with what broke it, or None after `stop`. Whoever is or comes too late is told that it failed.
     """
 
     def __init__(
@@ -46,7 +57,10 @@ class Engine:
         self._runner = runner
         self._deliver = deliver
         self._check = check
-        self._notes: deque[Callable[[], None]] = deque()
+        self.ended: Future[None] = Future()
+        self._notes: deque[Note] = deque()
+        self._refusal: EngineError | None = None  # of every note from now on
+        self._lock = threading.Lock()  # a note is taken in before the refusal or refused by it
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -65,42 +79,74 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a request that `scheduler.admissible` let pass; its events follow, the last of them an Ended."""
-        self._note(lambda: self.scheduler.add(sequence))
+        self._leave(
+            Note(
+                lambda: self.scheduler.add(sequence),
+                lambda error: self._deliver([Ended(sequence, "failed", error)]),
+            )
+        )
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a request before the next step; no event follows. Nothing happens if it has ended."""
-        self._note(lambda: self.scheduler.cancel(sequence))
+        self._leave(Note(lambda: self.scheduler.cancel(sequence)))
 
     def ask(self, question: Callable[[], T]) -> Future[T]:
-        """Run `question` on the engine's thread, between two steps."""
+        """Run `question` on the engine's thread, between two steps, unless the future was cancelled by then."""
         future: Future[T] = Future()
 
         def answer() -> None:
-            try:
-                future.set_result(question())
-            except Exception as error:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(question())
+                except Exception as error:
+                    future.set_exception(error)
+
+        def refuse(error: EngineError) -> None:
+            if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
-        self._note(answer)
+        self._leave(Note(answer, refuse))
         return future
 
-    def _note(self, note: Callable[[], None]) -> None:
-        self._notes.append(note)
-        self._wake.set()
+    def _leave(self, note: Note) -> None:
+        with self._lock:
+            refusal = self._refusal
+            if refusal is None:
+                self._notes.append(note)
+        if refusal is None:
+            self._wake.set()
+        else:
+            note.refuse(refusal)
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._wake.clear()
-            if not self.step():
-                self._wake.wait(PATIENCE if len(self.scheduler.queue) or self.scheduler.slots.loading else None)
-        for sequence in list(self.scheduler.live):
-            self.scheduler.fail(sequence, EngineDown("The engine is stopping."))
-        self._publish()
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                if not self.step():
+                    self._wake.wait(PATIENCE if len(self.scheduler.queue) or self.scheduler.slots.loading else None)
+        except Exception as error:
+            log.exception("the engine broke outside of the model; nothing it holds can be relied on any more")
+            self._close(Internal("The engine broke."))
+            self.ended.set_exception(error)
+        else:
+            self._close(EngineDown("The engine is stopping."))
+            self.ended.set_result(None)
+
+    def _close(self, error: EngineError) -> None:
+        """Fail whatever lives and whatever comes, without a look at pools that may be broken."""
+        with self._lock:
+            self._refusal = error
+        self.scheduler.events += [Ended(sequence, "failed", error) for sequence in self.scheduler.live]
+        with suppress(Exception):  # it may be `deliver` that broke
+            self._publish()
+        for note in self._notes:
+            with suppress(Exception):
+                note.refuse(error)
 
     def step(self) -> bool:
         """What the loop repeats: take the notes, run a step, tell its events. False if there was nothing to run."""
         while self._notes:
-            self._notes.popleft()()
+            self._notes.popleft().do()
         plan = self.scheduler.plan()
         if plan:
             started, adapters = time.monotonic(), plan.adapters  # who ends in this step lets go of its slot
@@ -135,6 +181,6 @@ class Engine:
         self.steps_by_rows[len(plan.rows)] += 1
 
     def _publish(self) -> None:
-        events = self.scheduler.take_events()
-        if events:
-            self._deliver(events)
+        if self.scheduler.events:
+            self._deliver(self.scheduler.events)
+            self.scheduler.take_events()  # not before: what could not be told is told when the engine closes
