@@ -96,7 +96,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateEvent]:
         sequence = self._sequence(request)
         events = self._open(sequence)
-        text = TextStream(self._tokenizer, request.sampling.stop)
+        text, told = TextStream(self._tokenizer, request.sampling.stop), 0  # the engine may be some tokens ahead
         try:
             while True:
                 event = await events.get()
@@ -104,14 +104,15 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
                     case Begun():
                         yield pb.GenerateEvent(started=_started(sequence))
                     case Token():
+                        told += 1
                         yield pb.GenerateEvent(delta=self._delta(text.push(event.token), event))
                         if text.stopped:
-                            yield _finished(sequence, "stop")
+                            yield _finished(sequence, "stop", told)
                             return
                     case Ended(error=None):
                         if rest := text.flush():
                             yield pb.GenerateEvent(delta=pb.Delta(text=rest))
-                        yield _finished(sequence, event.reason)
+                        yield _finished(sequence, event.reason, told)
                         return
                     case Ended():
                         raise event.error or Internal("The engine gave no reason.")
@@ -283,12 +284,12 @@ def _started(sequence: Sequence) -> pb.Started:
     return pb.Started(prompt_tokens=len(sequence.prompt), cached_tokens=sequence.cached, cold=sequence.cold)
 
 
-def _finished(sequence: Sequence, reason: str) -> pb.GenerateEvent:
+def _finished(sequence: Sequence, reason: str, tokens: int) -> pb.GenerateEvent:
     return pb.GenerateEvent(
         finished=pb.Finished(
             reason=reason,
             prompt_tokens=len(sequence.prompt),
-            completion_tokens=sequence.generated,
+            completion_tokens=tokens,
             cached_tokens=sequence.cached,
         )
     )

@@ -118,13 +118,24 @@ async def answer(service: Service, request: pb.GenerateRequest) -> tuple[list[pb
     return [event.delta for event in events if event.HasField("delta")], events[-1].finished
 
 
-async def test_a_broken_engine_is_not_serving_however_fresh_its_last_step_is(service: Service) -> None:
+async def test_usage_counts_what_was_told_however_far_the_engine_is_ahead(service: Service) -> None:
+    whole, finished = await answer(service, asked())
+    assert sum(len(delta.tokens) for delta in whole) == finished.completion_tokens == 12
+    stop = "".join(delta.text for delta in whole[:6])[-2:]
+    cut, finished = await answer(service, asked(stop))
+    assert finished.reason == "stop"
+    assert 0 < finished.completion_tokens == sum(len(delta.tokens) for delta in cut) < 12
+
+
+async def test_a_broken_engine_is_not_serving_however_fresh_its_last_step_is(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def status() -> Any:
         return (await service.Check(health_pb2.HealthCheckRequest(), None)).status
 
     await answer(service, asked())
     assert await status() == health_pb2.HealthCheckResponse.SERVING
-    service._scheduler.plan = lambda: 1 / 0  # type: ignore[assignment]
+    monkeypatch.setattr(service._scheduler, "plan", lambda: 1 / 0)
     service.engine.start()
     with pytest.raises(ZeroDivisionError):
         await asyncio.wrap_future(service.engine.ended)
