@@ -140,8 +140,20 @@ def _skeleton(source: str, config: Any) -> Any:
 def _context_length(text: Any) -> int:
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"):
         if isinstance(length := getattr(text, name, None), int) and length > 0:
-            return length
+            return min([length, *_short_contexts(text)])
     raise BaseModelUnsupported(f"The config of {type(text).__name__} states no context length.")
+
+
+def _short_contexts(text: Any) -> list[int]:
+    """Where LongRoPE takes other frequencies, for all positions of a batch as soon as one lies beyond.
+
+    Below, a request's tokens depend on nothing but itself. Above, they would depend on its company, and keys cached
+    before would have been turned by other frequencies. (`modeling_rope_utils.py` of Transformers. Its `dynamic` changes
+    frequencies beyond `max_position_embeddings`, where the context ends anyway.)
+    """
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for all layers, or by their kind
+    return [int(kind["original_max_position_embeddings"]) for kind in kinds if kind.get("rope_type") == "longrope"]
 
 
 def _linears(model: Any) -> Shapes:

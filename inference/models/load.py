@@ -12,6 +12,9 @@ from inference.models import attention
 from inference.models.attention import PagedCache, UnservedModel
 from inference.models.fused import fuse
 
+LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""The kinds that the paged attention computes; of any other it would hide and show the wrong keys, silently."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,6 +57,7 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
     """`source`: a folder or a hub id. Raises UnservedModel for an architecture whose attention we can't replace."""
     spec = describe(source)
     network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention.NAME)
+    _refuse_layers(spec, network)
     network.train(False).requires_grad_(False).to(device)
     cache = PagedCache()
     attention.attach(network, cache)
@@ -62,6 +66,15 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
         fuse(network, lambda: _measure(model))
         model.sites.pack(lambda: _measure(model))
     return model
+
+
+def _refuse_layers(spec: BaseSpec, network: PreTrainedModel) -> None:
+    strange = {*(getattr(network.config.get_text_config(), "layer_types", None) or ())} - LAYERS
+    if strange:
+        raise UnservedModel(
+            f"{spec.architecture} has layers of {' and '.join(sorted(strange))}, which the paged attention does not "
+            f"compute; it computes {' and '.join(sorted(LAYERS))}."
+        )
 
 
 def _measure(model: Model) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ class Base:
     def answers_and_logits(
         self, adapter: Path | None, prompts: list[list[int]], tokens: int
     ) -> tuple[list[list[int]], list[Tensor]]:
-        """Greedy continuations of exactly `tokens` tokens, and the logits of each one's first."""
+        """Greedy continuations of exactly `tokens` tokens, and the logits [tokens, vocabulary] they were drawn from."""
         model = self.oracle(adapter)
         model.generation_config.eos_token_id = None
         options = {"do_sample": False, "max_new_tokens": tokens, "output_logits": True, "return_dict_in_generate": True}
@@ -89,7 +90,7 @@ class Base:
             ids = torch.tensor([prompt])
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
             found.append(output.sequences[0, len(prompt) :].tolist())
-            logits.append(output.logits[0][0])
+            logits.append(torch.cat(output.logits))
         return found, logits
 
 
@@ -108,9 +109,9 @@ def train(peft: Any) -> None:
 
 
 class WatchedRunner(Runner):
-    """A runner that keeps the logits of each request's first token."""
+    """A runner that keeps the logits of every token."""
 
-    def __init__(self, model: Model, blocks: int, size: int, logits: dict[Sequence, Tensor]) -> None:
+    def __init__(self, model: Model, blocks: int, size: int, logits: dict[Sequence, list[Tensor]]) -> None:
         super().__init__(model, blocks, size)
         self._seen: list[Tensor] = []
         self._logits = logits
@@ -121,7 +122,7 @@ class WatchedRunner(Runner):
         drawn = super().run(plan)
         samplers = [row.sequence for row in plan.rows if row.samples]
         for sequence, row in zip(samplers, self._seen[-1], strict=True):
-            self._logits.setdefault(sequence, row)
+            self._logits.setdefault(sequence, []).append(row)
         return drawn
 
 
@@ -134,7 +135,7 @@ class Driver:
     slots: SlotPool
     model: Model
     events: list[Event]
-    logits: dict[Sequence, Tensor] = field(default_factory=dict)  # of each request's first token
+    kept: dict[Sequence, list[Tensor]] = field(default_factory=dict)  # the logits of each request's tokens
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def submit(self, prompt: list[int], digest: str = "", share: str = "", salt: str = "", **sampling: Any) -> Sequence:
@@ -159,6 +160,10 @@ class Driver:
     def tokens(self, sequence: Sequence) -> list[int]:
         return [event.token for event in self.events if isinstance(event, Token) and event.sequence is sequence]
 
+    def logits(self, sequence: Sequence) -> Tensor:
+        """[tokens, vocabulary]"""
+        return torch.stack(self.kept[sequence])
+
     def logprobs(self, sequence: Sequence) -> list[float]:
         """Of the chosen tokens."""
         told = [event.logprobs for event in self.events if isinstance(event, Token) and event.sequence is sequence]
@@ -182,7 +187,7 @@ class Workshop:
 
     def base(self, architecture: str = "llama", **changes: Any) -> Base:
         """A freshly initialised model of a few layers."""
-        folder = self._folder / "-".join([architecture, *(f"{name}{value}" for name, value in changes.items())])
+        folder = self._folder / (f"{architecture}-{crc32(repr(changes).encode()):08x}" if changes else architecture)
         if not folder.exists():
             torch.manual_seed(0)
             settings = COMMON | ARCHITECTURES.get(architecture, {}) | changes
@@ -267,9 +272,15 @@ class Workshop:
         limits = Limits(model.spec.context_length, model.spec.vocab_size, rows, batch_tokens)
         scheduler = Scheduler(limits, BlockPool(blocks, 16), slot_pool, model.stops)
         events: list[Event] = []
-        logits: dict[Sequence, Tensor] = {}
+        logits: dict[Sequence, list[Tensor]] = {}
         engine = Engine(scheduler, WatchedRunner(model, blocks, 16, logits), events.extend, check=True)
         return Driver(engine, scheduler, slot_pool, model, events, logits)
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """The farthest that any of ours lies from theirs, relative to the largest of its row; [tokens, vocabulary] each."""
+    assert ours.shape == theirs.shape
+    return float(((ours - theirs).abs().amax(-1) / theirs.abs().amax(-1)).max())
 
 
 def _at_once(adapters: Mapping[str, Path], model: Model) -> Callable[[str], Future[AdapterWeights]]:

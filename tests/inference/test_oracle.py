@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.inference.conftest import distance
+
 TOKENS = 10
 ATTENTION = {"phi3": ["qkv_proj", "o_proj"], "": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 MLP = {
@@ -52,8 +54,9 @@ def test_a_mixed_batch_answers_as_transformers_and_peft_do_alone(workshop: Any, 
     assert max(driver.engine.steps_by_adapters) == len(adapters), "no step held rows of all adapters"
     told_apart = set()
     for name in ("", *adapters):
-        expected = base.answers(adapters.get(name), prompts, TOKENS)
+        expected, logits = base.answers_and_logits(adapters.get(name), prompts, TOKENS)
         assert [driver.tokens(asked[name, k]) for k in range(len(prompts))] == expected, name or "base"
+        assert max(distance(driver.logits(asked[name, k]), logits[k]) for k in range(len(prompts))) < 1e-4, name
         told_apart.add(str(expected))
     assert len(told_apart) == 1 + len(adapters), "the adapters do not change the answers, so nothing was tested"
 
@@ -106,19 +109,23 @@ def test_a_forced_answer_is_as_likely_as_transformers_and_peft_find_it(workshop:
 
 
 def test_a_requests_logits_are_bit_by_bit_the_same_alone_and_in_a_crowd(workshop: Any) -> None:
+    """Those of a prefill, perhaps in chunks, and of the steps that decode."""
     base = workshop.base("qwen2")
-    adapters = adapters_for(workshop, base, "qwen2")
-    prompts = {name: workshop.prompt(length) for name, length in zip(("", *adapters), LENGTHS[1:], strict=True)}
+    adapters = adapters_for(workshop, base, "qwen2") | {
+        "dora": workshop.adapter(base, "alone-dora", r=4, target_modules="all-linear", use_dora=True),
+        "lora-bias": workshop.adapter(base, "alone-bias", r=4, target_modules=["q_proj", "down_proj"], lora_bias=True),
+    }
+    prompts = {name: workshop.prompt(12 + 9 * k) for k, name in enumerate(("", *adapters))}
     crowd = workshop.engine(base, adapters, blocks=400, rows=32)
-    together = {name: crowd.submit(prompt, name, max_tokens=2) for name, prompt in prompts.items()}
-    for length in LENGTHS:
-        crowd.submit(workshop.prompt(length), "everything", max_tokens=2)
+    together = {name: crowd.submit(prompt, name, max_tokens=5) for name, prompt in prompts.items()}
+    for length, name in zip(LENGTHS, adapters, strict=True):
+        crowd.submit(workshop.prompt(length), name, max_tokens=2)
     crowd.run()
     for name, prompt in prompts.items():
         alone = workshop.engine(base, adapters, blocks=400, rows=32)
-        asked = alone.submit(prompt, name, max_tokens=2)
+        asked = alone.submit(prompt, name, max_tokens=5)
         alone.run()
-        assert torch.equal(alone.logits[asked], crowd.logits[together[name]]), name or "base"
+        assert torch.equal(alone.logits(asked), crowd.logits(together[name])), name or "base"
 
 
 def test_a_step_in_which_requests_end_counts_their_adapters_too(workshop: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.inference.conftest import distance
+
 TOKENS = 6
 LENGTHS = (2, 17, 61)  # the last is prefilled in chunks: a step takes 48 tokens
 
@@ -63,8 +65,8 @@ def compare(workshop: Any, base: Any, adapters: Mapping[str, Path], **engine: An
         expected, logits = base.answers_and_logits(adapters.get(name), prompts, TOKENS)
         assert [driver.tokens(sequence) for sequence in sequences] == expected, name or "base"
         for sequence, theirs in zip(sequences, logits, strict=True):
-            distance = (driver.logits[sequence] - theirs).abs().max() / theirs.abs().max()
-            assert distance < 1e-4, (name or "base", float(distance))
+            apart = distance(driver.logits(sequence), theirs)
+            assert apart < 1e-4, (name or "base", apart)
         told_apart.add(str(logits[0].tolist()))
     assert len(told_apart) == 1 + len(adapters), "some adapters change nothing, so they were not tested"
     return driver
