@@ -224,7 +224,7 @@ class Scheduler:
         assert pins == Counter({slot.index: slot.pins for slot in self.slots.slots if slot.pins})
 
     def _fail_unloadable(self) -> None:
-        for digest, error in self.slots.poll():
+        for digest, error in self.slots.poll(self._left_on):
             for sequence in [s for s in self.queue.in_order() if s.digest == digest]:
                 self.fail(sequence, error)
 

@@ -92,7 +92,7 @@ class Slot:
     heir: str = ""  # the adapter that a draining slot is emptied, and a free one kept, for
     lease: Any = None
     copy: Future[AdapterWeights] | None = None
-    doomed: bool = False  # evicted while it was being filled
+    doomed: bool = False  # evicted while it was being filled, or used: nothing brings it back
 
     @property
     def pages(self) -> int:

@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from inference.errors import AdapterUnavailable, EngineError, PinsFull
+from inference.errors import EngineError, PinsFull
+from inference.lora.arrivals import Arrivals
 from inference.lora.bounded import Tally
+from inference.lora.preloads import Preloads
+from inference.lora.refusals import as_engine_error, refusal
 from inference.lora.slot import Anywhere, Room, Slot, State, Tables
 from inference.lora.weights import AdapterWeights
 
 __all__ = ["Slot", "SlotPool", "State"]
 
+Left = Callable[[int], int]  # tokens still to be generated on a slot
+
+UNASKED = 10  # times the patience of a preload, while sequences wait for slots
 GRACE = 10.0  # seconds that a just loaded adapter is kept for the sequence that asked for it
-AHEAD = 4  # adapters that may wait on the host beyond those that find a slot
 
 
 class SlotPool:
@@ -43,14 +48,13 @@ class SlotPool:
         self.slots = [Slot(index) for index in range(slots)]
         self.room: Room = room or Anywhere()
         self._tables = tables
-        self._load = load
         self._patience = patience
         self._clock = clock
         self._cost = cost
         self._by_digest: dict[str, Slot] = {}
-        self._coming: dict[str, Future[AdapterWeights]] = {}  # to the host, or there and without a slot
-        self._starving: dict[str, float] = {}  # wanted, since when
-        self._brought: dict[str, list[Future[None]]] = {}
+        self._arrivals = Arrivals(load, slots, clock)
+        self._preloads = Preloads()
+        self._line: list[str] = []  # whom slots are to be drained for, in the order that they asked since the last poll
         self.held: set[str] = set()  # make no room for others, and are not drained
         self.tally = Tally()
 
@@ -82,21 +86,15 @@ class SlotPool:
         """What a token of the slot's adapter costs a step; one of the base costs 1."""
         return self.slots[index].cost
 
-    def want(self, digest: str, left: Callable[[int], int] | None = None) -> None:
-        """Bring the adapter in as soon as a slot and memory can be had.
+    def want(self, digest: str, left: Left | None = None) -> None:
+        """A sequence waits for the adapter: bring it in as soon as a slot and memory can be had.
 
-        `left`: tokens still to be generated on a slot. The scheduler gives it; without it no slot is drained.
+        Without `left`, which the scheduler gives, no slot is drained.
         """
-        if digest in self._by_digest:
-            return
-        now = self._clock()
-        since = self._starving.setdefault(digest, now)
-        if digest not in self._coming:
-            self._call(digest)
-            if self._ready(digest) and self._failed(digest) is None:
-                self._place(digest)  # it was on the host: no step is lost
-        elif self._ready(digest) and not self._place(digest) and left is not None and now - since >= self._patience:
-            self._drain_for(digest, left)
+        if digest not in self._by_digest:
+            self._arrivals.waits(digest)
+            self._arrivals.waited.add(digest)
+            self._seek(digest, left, self._patience)
 
     def hold(self, digest: str) -> None:
         """Never empty or drain the adapter's slot for another one. Raises PinsFull: one slot stays for the others."""
@@ -112,33 +110,27 @@ class SlotPool:
         """Load an adapter that no sequence waits for; done when it is resident, failed when it can't be loaded."""
         if hold:
             self.hold(digest)
-        future: Future[None] = Future()
+        future = self._preloads.ask(digest, pin=hold)
         slot = self._by_digest.get(digest)
         if slot is not None and slot.state is State.RESIDENT:
             slot.kept_until = self._clock() + GRACE
-            future.set_result(None)
-        else:
-            self._brought.setdefault(digest, []).append(future)
-            self.want(digest)
+        self._bring_on(digest)
         return future
 
-    def poll(self) -> list[tuple[str, EngineError]]:
-        """Take in the loads that are done; the digests that failed, with the reason."""
-        failures: list[tuple[str, EngineError]] = []
-        for digest in [digest for digest, load in self._coming.items() if load.done()]:
-            error = self._failed(digest)
-            if error is None:
-                self._place(digest)
-            elif isinstance(error, PinsFull):
-                self._settle(digest, error)  # it may be resident, only not pinned
-            else:
-                failures.append((digest, error))
+    def poll(self, left: Left | None = None) -> list[tuple[str, EngineError]]:
+        """Take in the loads that are done; the digests that failed, with the reason. `left` as for `want`."""
+        self._line.clear()
+        self._miss_leavers()
+        failures = self._take_arrivals()
         failures += [failure for slot in self.slots if (failure := self._take_in(slot))]
         for digest, error in failures:
             self._give_up(digest)
             self._settle(digest, error)
-        for digest in list(self._brought):
-            self._bring_on(digest)
+        places = sum(slot.state is State.FREE for slot in self.slots) + len(self._idle())
+        self._arrivals.review(places, {slot.heir for slot in self.slots})
+        crowded = any(map(self._arrivals.weights, self._arrivals.waited))
+        for digest in self._preloads:
+            self._bring_on(digest, left, UNASKED * self._patience if crowded else self._patience)
         return failures
 
     def evict(self, digest: str) -> None:
@@ -151,24 +143,25 @@ class SlotPool:
         if slot.state is State.LOADING:
             slot.doomed = True
         elif slot.pins:
-            slot.state = State.DRAINING
+            slot.state, slot.doomed = State.DRAINING, True
         else:
             self._empty(slot)
             self.room.trim()
 
     def awaited(self, digest: str) -> bool:
-        """Whether somebody was promised this adapter, which is not in a slot yet."""
-        return digest in self._starving
+        """Whether sequences were promised this adapter, which is not in a slot yet."""
+        return digest in self._arrivals.waited
 
     def forget(self, digest: str) -> None:
         """No sequence waits for this adapter any more. A load that began goes on, to the host."""
-        if digest not in self._brought:
+        self._arrivals.waited.discard(digest)
+        if digest not in self._preloads:
             self._give_up(digest)
 
     @property
     def loading(self) -> int:
         """How many adapters are on their way."""
-        return len(self._coming) + sum(slot.copy is not None for slot in self.slots)
+        return len(self._arrivals.loads) + sum(slot.copy is not None for slot in self.slots)
 
     def state(self, digest: str) -> Slot | None:
         return self._by_digest.get(digest)
@@ -176,7 +169,7 @@ class SlotPool:
     @property
     def coming(self) -> tuple[str, ...]:
         """The adapters on their way to the host, or there and without a slot."""
-        return tuple(self._coming)
+        return tuple(self._arrivals.loads)
 
     def occupied(self) -> Iterator[Slot]:
         return (slot for slot in self.slots if slot.state is not State.FREE)
@@ -188,59 +181,69 @@ class SlotPool:
             assert (slot.state is State.LOADING) == (slot.copy is not None)
             assert slot.pins == 0 or slot.state in (State.RESIDENT, State.DRAINING)
             assert slot.state is not State.DRAINING or slot.pins > 0
-            assert not slot.heir or slot.heir in self._coming, "a slot is kept for an adapter that is not coming"
+            assert not slot.doomed or slot.state in (State.LOADING, State.DRAINING), "an unload was forgotten"
+            assert not slot.heir or self._arrivals.weights(slot.heir), "a slot is kept for an adapter that is not there"
         assert {slot.digest: slot for slot in self.occupied()} == self._by_digest
-        assert not self._by_digest.keys() & self._coming.keys()
-        assert self._coming.keys() <= self._starving.keys()
+        assert not self._by_digest.keys() & self._arrivals.since.keys()
+        self._arrivals.check()
         assert sum(slot.pages for slot in self.slots) == self.room.leased
         self.room.check()
 
-    def _bring_on(self, digest: str) -> None:
-        """Try again, unless who asked went away."""
-        if all(future.cancelled() for future in self._brought[digest]):
-            del self._brought[digest]
-            self._give_up(digest)
-        else:
-            self.want(digest)
+    def _seek(self, digest: str, left: Left | None, patience: float) -> None:
+        """One more step of an adapter's way into a slot."""
+        waits = self._arrivals.waits(digest)
+        if digest not in self._arrivals.loads:
+            if self._arrivals.call(digest):
+                self.tally.misses += 1
+                weights = self._arrivals.weights(digest)
+                if weights is not None and self._refused(digest, weights) is None:
+                    self._place(digest)  # it was on the host: no step is lost
+        elif self._arrivals.weights(digest) and not self._place(digest) and left and waits >= patience:
+            self._drain_for(digest, left)
 
-    def _call(self, digest: str) -> None:
-        """Start loading to the host, unless more is there already than finds slots."""
-        unplaced = sum(load.done() for load in self._coming.values())
-        if unplaced < sum(slot.state is State.FREE for slot in self.slots) + len(self._idle()) + AHEAD:
-            self._coming[digest] = self._load(digest)
-            self.tally.misses += 1
+    def _bring_on(self, digest: str, left: Left | None = None, patience: float = 0.0) -> None:
+        """What a preload waits for, sequences or not."""
+        slot = self._by_digest.get(digest)
+        if slot is None:
+            self._seek(digest, left, patience)
+        elif slot.state is State.RESIDENT:
+            self._settle(digest)
 
-    def _ready(self, digest: str) -> bool:
-        load = self._coming.get(digest)
-        return load is not None and load.done() and not load.cancelled() and load.exception() is None
+    def _miss_leavers(self) -> None:
+        """Undo what was begun for those who asked and went away: pins, and loads that no sequence waits for."""
+        for digest in self._preloads:
+            if self._preloads.miss(digest):
+                self.let_go(digest)
+            if digest not in self._preloads and not self.awaited(digest):
+                self._give_up(digest)
+
+    def _take_arrivals(self) -> list[tuple[str, EngineError]]:
+        """Place what has come to the host, where there is room; what never will be resident, with the reason."""
+        failures: list[tuple[str, EngineError]] = []
+        for digest in self._arrivals.done():
+            error = self._failed(digest)
+            if error is None:
+                self._place(digest)
+            elif isinstance(error, PinsFull):
+                self._settle(digest, error)  # it may be resident, only not pinned
+            else:
+                failures.append((digest, error))
+        return failures
 
     def _failed(self, digest: str) -> EngineError | None:
         """Why an adapter whose load is done will never be resident."""
-        error = self._coming[digest].exception()
-        return self._refusal(digest, self._coming[digest].result()) if error is None else _as_engine_error(error)
+        load = self._arrivals.loads[digest].future
+        error = load.exception()
+        return self._refused(digest, load.result()) if error is None else as_engine_error(error)
 
-    def _refusal(self, digest: str, weights: AdapterWeights) -> EngineError | None:
-        needed, total = self.room.pages(weights), self.room.total
-        held = sum(slot.pages for slot in self.slots if slot.digest in self.held and slot.digest != digest)
-        told = f"Version {digest} takes {self._size(needed)} of device memory"
-        if needed > total:
-            return AdapterUnavailable(f"{told}; all adapters together have {self._size(total)}.")
-        if digest in self.held and needed + held > total - total // len(self.slots):
-            return PinsFull(
-                f"{told}; pinned ones hold {self._size(held)} of {self._size(total)}, and a slot's share stays free."
-            )
-        if needed + held > total:
-            return AdapterUnavailable(f"{told}; pinned adapters hold {self._size(held)} of {self._size(total)}.")
-        return None
-
-    def _size(self, pages: int) -> str:
-        return f"{pages * self.room.page / 2**20:.1f} MiB"
+    def _refused(self, digest: str, weights: AdapterWeights) -> EngineError | None:
+        return refusal(digest, weights, self.room, self.slots, self.held)
 
     def _place(self, digest: str) -> bool:
         """Give an adapter that is on the host a slot and memory, emptying others for it if need be, and fill it."""
-        if not self._ready(digest):
+        weights = self._arrivals.weights(digest)
+        if weights is None:
             return False
-        weights = self._coming[digest].result()
         found = self._make_room(digest, weights)
         if found is None:
             return False
@@ -254,9 +257,9 @@ class SlotPool:
     def _make_room(self, digest: str, weights: AdapterWeights) -> tuple[Slot, Any] | None:
         """A slot and a lease; the least recently used of the idle make room, but none of them in vain."""
         idle = sorted(self._idle(), key=lambda slot: slot.used)
-        since = self._starving[digest]
+        since = self._arrivals.since
         heirs = {slot.heir for slot in self.slots} - {"", digest}
-        promised = sum(self._needs(heir) for heir in heirs if self._starving[heir] < since)
+        promised = sum(self._needs(heir) for heir in heirs if since[heir] < since[digest])
         if self.room.free + sum(slot.pages for slot in idle) < self.room.pages(weights) + promised:
             return None
         while True:
@@ -269,7 +272,8 @@ class SlotPool:
             self.tally.evictions += 1
 
     def _needs(self, digest: str) -> int:
-        return self.room.pages(self._coming[digest].result()) if self._ready(digest) else 0
+        weights = self._arrivals.weights(digest)
+        return self.room.pages(weights) if weights is not None else 0
 
     def _idle(self) -> list[Slot]:
         """The slots that can be emptied now."""
@@ -279,12 +283,18 @@ class SlotPool:
     def _movable(self) -> Iterator[Slot]:
         return (slot for slot in self.slots if slot.state is State.RESIDENT and slot.digest not in self.held)
 
-    def _drain_for(self, digest: str, left: Callable[[int], int]) -> None:
-        """One slot at a time: if it frees too little memory, another follows."""
+    def _drain_for(self, digest: str, left: Left) -> None:
+        """One slot at a time: if it frees too little memory, another follows.
+
+        Who asked first comes first, though no slot was pinned then: what just came is pinned by those who come later.
+        """
+        self._line.append(digest)
         pinned = [slot for slot in self._movable() if slot.pins]
-        if pinned and not any(slot.state is State.DRAINING and slot.heir == digest for slot in self.slots):
+        served = {slot.heir for slot in self.slots if slot.state is State.DRAINING}
+        heir = next((each for each in self._line if each not in served and self._arrivals.weights(each)), None)
+        if pinned and heir is not None:
             slot = min(pinned, key=lambda slot: left(slot.index))
-            slot.state, slot.heir = State.DRAINING, digest
+            slot.state, slot.heir = State.DRAINING, heir
 
     def _take_in(self, slot: Slot) -> tuple[str, EngineError] | None:
         """Install a slot that has been filled; its digest and the reason if that failed."""
@@ -295,7 +305,7 @@ class SlotPool:
         if error is not None or slot.doomed:
             self._empty(slot)
             self.room.trim()
-            return (digest, _as_engine_error(error)) if error is not None else None
+            return (digest, as_engine_error(error)) if error is not None else None
         weights = copy.result()
         self._tables.install(slot.index, weights)
         slot.state, slot.bytes, slot.cost = State.RESIDENT, weights.nbytes, self._cost(weights)
@@ -308,21 +318,17 @@ class SlotPool:
 
     def _give_up(self, digest: str) -> None:
         """Stop bringing an adapter in, and keep no slot for it."""
-        self._starving.pop(digest, None)
-        if (load := self._coming.pop(digest, None)) is not None:
-            load.cancel()
+        self._arrivals.give_up(digest)
         for slot in self.slots:
             if slot.heir == digest:
                 slot.heir = ""
-                if slot.state is State.DRAINING:
+                if slot.state is State.DRAINING and not slot.doomed:
                     slot.state = State.RESIDENT
 
     def _settle(self, digest: str, error: EngineError | None = None) -> None:
-        if error is not None:
+        """Tell those who asked before; a pin that nobody can be told of is none."""
+        if self._preloads.tell(digest, error) or error is not None:
             self.let_go(digest)
-        for future in self._brought.pop(digest, ()):
-            if future.set_running_or_notify_cancel():
-                future.set_result(None) if error is None else future.set_exception(error)
 
     def _empty(self, slot: Slot) -> None:
         assert slot.pins == 0, "a pinned slot was emptied"
@@ -330,9 +336,3 @@ class SlotPool:
         self.room.release(slot.lease)
         del self._by_digest[slot.digest]
         slot.__init__(slot.index)  # type: ignore[misc]
-
-
-def _as_engine_error(error: BaseException) -> EngineError:
-    if isinstance(error, EngineError):
-        return error
-    return AdapterUnavailable(f"The adapter could not be loaded: {type(error).__name__}.")

@@ -57,13 +57,19 @@ def test_a_waiting_adapter_does_not_starve_behind_resident_ones(bench: Callable[
 
 
 def test_one_more_adapter_than_slots_costs_some_steps_and_not_seconds(bench: Callable[..., Any]) -> None:
-    """Other engines: from 40 ms to the first token to 6 s."""
+    """Other engines: from 40 ms to the first token to 6 s. A load takes three steps."""
 
     def median_wait(adapters: int) -> float:
-        engine = bench(slots=16, rows=32, batch_tokens=64, blocks=400)
+        engine = bench(slots=16, rows=32, batch_tokens=64, blocks=400, instant=False)
         asked: dict[Any, int] = {}
         begun: dict[Any, int] = {}
+        due: dict[str, int] = {}
         for step in range(500):
+            for digest in engine.loads:
+                due.setdefault(digest, step + 2)
+            for digest in [digest for digest, at in due.items() if at <= step]:
+                engine.loaded(digest)
+                del due[digest]
             if step % 2 == 0:
                 asked[engine.submit(digest=f"x{step // 2 % adapters}", tokens=12)] = step
             engine.now[0] += 0.05
@@ -71,7 +77,7 @@ def test_one_more_adapter_than_slots_costs_some_steps_and_not_seconds(bench: Cal
             begun |= {sequence: step for sequence in engine.begun() if sequence not in begun}
         return statistics.median(begun[sequence] - at for sequence, at in asked.items() if sequence in begun)
 
-    assert median_wait(17) <= median_wait(16) + 1
+    assert median_wait(17) <= median_wait(16) + 4
 
 
 def test_unloading_below_a_request_with_several_answers_waits_for_the_last_and_hangs_nobody(

@@ -3,7 +3,7 @@
 import pytest
 
 from inference.errors import AdapterMissing, AdapterUnavailable, PinsFull
-from inference.lora.slots import AHEAD, State
+from inference.lora.slots import State
 from tests.inference.lora.bench import Bench
 
 
@@ -112,21 +112,6 @@ def test_a_drained_slot_is_kept_for_its_heir() -> None:
     bench.pool.poll()
     assert bench.state("c") is State.RESIDENT
     assert bench.state("b") is None
-
-
-def test_while_all_slots_are_taken_only_a_few_adapters_are_brought_to_the_host() -> None:
-    bench = Bench(slots=1)
-    bench.resident("a")
-    bench.pinned("a")
-    for number in range(20):
-        bench.pool.want(f"x{number}")
-    assert len(bench.loads) == 21, "loads that are under way hold no memory yet"
-    for number in range(20):
-        bench.loaded(f"x{number}")
-    for number in range(20, 40):
-        bench.pool.want(f"x{number}")
-    assert len(bench.loads) == 21
-    assert bench.pool.loading > AHEAD
 
 
 def test_who_asked_and_went_away_is_not_waited_for() -> None:
