@@ -4,6 +4,7 @@ import copy
 import itertools
 import random
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from zlib import crc32
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -227,9 +230,12 @@ class Workshop:
         folder = self._folder / "adapters" / f"{base.folder.name}-{init}"
         if not folder.exists():
             torch.manual_seed(0)
-            peft: Any = get_peft_model(
-                base.oracle(None), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=init, **config)
-            )
+            model, options = base.oracle(None), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=init, **config)
+            if init == "corda":
+                options.corda_config = CordaConfig()
+                prompts = [torch.tensor([self.prompt(200, seed)]) for seed in range(4)]
+                preprocess_corda(model, options, lambda: deque(map(model, prompts), maxlen=0).clear())
+            peft: Any = get_peft_model(model, options)
             untrained = folder.with_name(f"{folder.name}-untrained")
             peft.peft_config["default"].init_lora_weights = True
             peft.save_pretrained(str(untrained))

@@ -119,6 +119,7 @@ def test_what_peft_converts_to_plain_lora_is_served(workshop: Any) -> None:
     adapters = {
         "pissa": workshop.converted(base, "pissa", r=4, target_modules=target),
         "olora": workshop.converted(base, "olora", r=4, target_modules=target, use_rslora=True),
+        "corda": workshop.converted(base, "corda", r=4, target_modules=target),
         "gaussian": workshop.adapter(base, "gaussian", r=4, target_modules=target, init_lora_weights="gaussian"),
         "orthogonal": workshop.adapter(base, "orthogonal", r=4, target_modules=target, init_lora_weights="orthogonal"),
         "eva": workshop.adapter(base, "eva", r=4, target_modules=target, init_lora_weights="eva"),
