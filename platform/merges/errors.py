@@ -2,6 +2,7 @@
 
 PlatformError
 ├── MergeMalformed       400  sources, method and options that don't go together
+├── MergeUnsigned        400  the tenant takes only signed versions, and the platform signs for nobody
 ├── NotFound
 │   ├── MergeNotFound
 │   └── FileNotThere          not of this merge, or expired
@@ -11,11 +12,22 @@ PlatformError
 └── MergesTooLarge       413  the tenant keeps as many bytes of merged models as it may
 """
 
+from registry.errors import SignatureRequired
 from tenants.errors import Conflict, NotFound, PlatformError, TooLarge
 
 
 class MergeMalformed(PlatformError):
     code = "merge_malformed"
+
+
+class MergeUnsigned(SignatureRequired):
+    param = "kind"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This tenant takes only versions that it has signed, and the platform can't sign in its name. Combine the "
+            "adapters with PEFT's add_weighted_adapter, sign what comes out, and upload it."
+        )
 
 
 class MergeNotFound(NotFound):

@@ -9,7 +9,6 @@ from merges import models
 from merges.models import Merge, State
 from merges.services import leases
 from merges.services import requests as asked
-from registry.errors import SignatureRequired
 from registry.models import BaseModel, Version
 from registry.services import ensure_adapter
 from tenants.models import Tenant
@@ -67,15 +66,6 @@ def test_only_ready_versions_of_one_base_model_are_merged(
     foreign = ensure_adapter(acme, "foreign", actor=SYSTEM)
     type(foreign).objects.filter(pk=foreign.pk).update(base_model=other)
     assert ask(client, {**COMBINE, "adapter": "foreign"}, 400)["error"]["code"] == "merge_malformed"
-
-
-def test_who_takes_only_signed_versions_may_merge_into_the_base_but_not_into_a_version(
-    two: list[Version], acme: Tenant, client_of: Clients
-) -> None:
-    Tenant.objects.filter(pk=acme.pk).update(requires_signature=True)
-    client = client_of(acme)
-    assert ask(client, COMBINE, 400)["error"]["code"] == SignatureRequired.code
-    ask(client, INTO_BASE)
 
 
 def test_a_tenant_has_so_many_merges_under_way_and_keeps_so_many_bytes(

@@ -17,10 +17,10 @@ from django.utils import timezone
 from audit.models import Action
 from audit.services import Actor, record
 from merges import folders
-from merges.errors import MergeMalformed, MergeSettled, MergesTooLarge, TooManyMerges
+from merges.errors import MergeMalformed, MergeSettled, MergesTooLarge, MergeUnsigned, TooManyMerges
 from merges.models import MOST_BYTES, MOST_PENDING, PENDING, Kind, Merge, Method, State
 from registry import quarantine
-from registry.errors import SignatureRequired, VersionNotReady
+from registry.errors import VersionNotReady
 from registry.models import Adapter, Version
 from registry.models import State as VersionState
 from tenants.models import Tenant
@@ -62,12 +62,12 @@ def merge_versions(
 ) -> Merge:
     """Have ready versions combined into a new version of `target`. `options`: density, rank, majority_sign, seed.
 
-    Raises MergeMalformed, SignatureRequired, VersionNotReady, TooManyMerges.
+    Raises MergeMalformed, MergeUnsigned, VersionNotReady, TooManyMerges.
     """
     if not 2 <= len(sources) <= MOST_SOURCES:
         raise MergeMalformed(f"Name 2 to {MOST_SOURCES} versions.", param="sources")
     if target.tenant.requires_signature:
-        raise SignatureRequired("You take only signed versions, and what comes out of a merge is signed by nobody.")
+        raise MergeUnsigned
     _check(sources, target)
     merge = Merge(
         tenant=target.tenant,

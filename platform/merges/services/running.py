@@ -31,6 +31,7 @@ from merges.services import leases
 from merges.services.keeping import tidy_merges
 from merges.services.leases import Lease, Lost, NoRoom
 from merges.services.requests import QUEUED, enqueue
+from registry.errors import SignatureRequired
 from tenants.errors import PlatformError
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 SHIFT = 40 * 60.0  # seconds; below CELERY_TASK_TIME_LIMIT
 TOLD_EVERY = 1.0  # seconds
 REFUSALS = (MergeError, Rejected, StoreError, BaseModelError, PlatformError, NoRoom)
+RULES = ((NoRoom, "no-room"), (SignatureRequired, "signature-missing"))
 PASSES = 5  # through the bytes of all weights: written, hashed, and read for three answers
 
 
@@ -116,10 +118,8 @@ def _finding(error: Exception) -> Finding:
         case BaseModelError():
             log.error("a base model can't be merged into: %s", error)  # it names a folder, which is nobody's to know
             return Finding("base-unusable", "The worker can't read the base model's files; tell the operator.")
-        case NoRoom():
-            return Finding("no-room", str(error))
-        case _:  # the new version was not taken in
-            return Finding("refused", str(error))
+        case _:  # there is no room, or the new version was not taken in
+            return Finding(next((rule for kind, rule in RULES if isinstance(error, kind)), "refused"), str(error))
 
 
 def _into_base(lease: Lease, seconds: float) -> State:
