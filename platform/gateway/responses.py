@@ -44,7 +44,7 @@ async def begin(
 ) -> tuple[Run, "Shape"]:
     """The run, which whoever calls has to close, and the shape that its events get. before: earlier turns, in order."""
     said = turns(asked, before)
-    route = await trials.route(exchange, caller, asked, said[1:] if asked.instructions else said)
+    route = await trials.route(exchange, caller, asked, said)
     prompt = await prompts.chat(route.target.base, said, param=asked.content, room=asked.limit)
     shape = Shape(route.target.model, asked)
     run = await Run.start(exchange, caller, route, [prompt], asked)

@@ -1,14 +1,13 @@
 """Knows how a request meets a rollout: whom it counts to, which arm serves it, and what a tester may choose.
 
-An assignment sticks to the user that the request names, else to the conversation, which is known by its opening: a
-client sends it again with every turn, and within a WebSocket it is remembered. So one conversation never meets both
-versions, in whichever process, connection or year it goes on.
+An assignment sticks to the user that the request names, else to the conversation, which is known by its user's first
+words: a client sends them again with every turn, and within a WebSocket they are remembered. System prompts may change
+from turn to turn (a date in them) and count for nothing. So one conversation never meets both versions, in whichever
+process, connection or year it goes on.
 """
 
 import hashlib
 from collections.abc import Sequence
-
-from pydantic_core import to_json
 
 from gateway.authentication import Caller
 from gateway.database import query
@@ -22,7 +21,7 @@ from rollouts.models import Arm
 from rollouts.routing import Route
 
 HEADER = "x-rollout-arm"
-OPENING = 4096  # characters of a turn that tell conversations apart
+OPENING = 4096  # characters that tell conversations apart
 
 
 async def route(exchange: Exchange, caller: Caller, asked: Request, turns: Sequence[Turn] = ()) -> Route:
@@ -32,12 +31,9 @@ async def route(exchange: Exchange, caller: Caller, asked: Request, turns: Seque
 
 
 def opening(turns: Sequence[Turn]) -> str:
-    """A hash of the turns up to the user's first; "" where there is none."""
-    first = next((number for number, turn in enumerate(turns) if turn["role"] == "user"), None)
-    if first is None:
-        return ""
-    said = [(turn["role"], turn["content"][:OPENING]) for turn in turns[: first + 1]]
-    return hashlib.sha256(to_json(said)).hexdigest()
+    """A hash of the user's first turn, whatever the application says around it; "" where there is none."""
+    first = next((turn["content"] for turn in turns if turn["role"] == "user"), None)
+    return "" if first is None else hashlib.sha256(first[:OPENING].encode()).hexdigest()
 
 
 def _wanted(exchange: Exchange, caller: Caller) -> Arm | None:
