@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from registry.models import State as VersionState
-from registry.services import Target, resolve
+from registry.services import Target, alias_named, resolve
 from rollouts.assignment import Assignment, Units
 from rollouts.models import ROUTED, Arm, Rollout
 from tenants.models import Tenant
@@ -42,9 +42,9 @@ class Route:
 
 def route(tenant: Tenant, model: str, allowed: Sequence[str], units: Units, wanted: Arm | None = None) -> Route:
     """What serves this request. wanted: the arm that a tester asks for. Raises ModelNotFound."""
+    rollout = _rollout(tenant, model)
     target = resolve(tenant, model, allowed)
-    rollout = _rollout(tenant, target) if target.alias else None
-    if rollout is None:
+    if rollout is None or target.version != rollout.stable.number:  # the alias was moved, or is not meant
         return Route(target)
     canary = replace(target, digest=rollout.canary.digest, version=rollout.canary.number)
     assignment = Assignment.of(rollout.salt, units.chosen(rollout.unit))
@@ -64,13 +64,15 @@ def route(tenant: Tenant, model: str, allowed: Sequence[str], units: Units, want
     return Route(canary if arm is Arm.CANARY else target, trial)
 
 
-def _rollout(tenant: Tenant, target: Target) -> Rollout | None:
-    """The one that the alias is in. One whose alias was moved, or whose canary was archived, routes nothing."""
-    rollouts = Rollout.objects.for_tenant(tenant).filter(
-        adapter__name=target.adapter,
-        alias=target.alias,
-        state__in=ROUTED,
-        stable__number=target.version or 0,
-        canary__state=VersionState.READY,
-    )
-    return rollouts.select_related("canary").first()
+def _rollout(tenant: Tenant, model: str) -> Rollout | None:
+    """The one that the alias is in, if its canary is there to be served.
+
+    Asked for before the alias: should a promotion come between the two, the alias is new, and no longer this one's.
+    """
+    named = alias_named(tenant, model)
+    if named is None:
+        return None
+    name, alias = named
+    rollouts = Rollout.objects.for_tenant(tenant).filter(adapter__name=name, alias=alias, state__in=ROUTED)
+    ready = rollouts.filter(canary__state=VersionState.READY)
+    return ready.select_related("stable", "canary").first()

@@ -4,7 +4,7 @@ adapter's row lock, so that they happen one after the other."""
 from registry.services.adapters import create_adapter, delete_adapter, ensure_adapter, register_base_model
 from registry.services.aliases import delete_alias, move_alias, previous, rollback_alias
 from registry.services.comparison import compare_versions, work_out_comparison
-from registry.services.naming import Target, resolve, visible_models
+from registry.services.naming import Target, alias_named, resolve, visible_models
 from registry.services.quotas import limits, usage
 from registry.services.rejected import forget_rejected
 from registry.services.residency import (
@@ -43,6 +43,7 @@ __all__ = [
     "Target",
     "add_part",
     "add_signing_key",
+    "alias_named",
     "annotate_version",
     "archive_version",
     "cancel_upload",

@@ -58,19 +58,33 @@ def visible_models(tenant: Tenant, allowed: Sequence[str] = ()) -> list[Target]:
     return base + [_target(tenant, alias.version, alias.name) for alias in bare_first]
 
 
+def alias_named(tenant: Tenant, model: str) -> tuple[str, str] | None:
+    """The adapter's and the alias' names, where `model` can mean an alias of this tenant's; nothing is looked up."""
+    name, ref = _split(tenant, model)
+    return (name, ref) if name and re.fullmatch(NAME, ref) and not PINNED.fullmatch(ref) else None
+
+
 def _adapter(tenant: Tenant, model: str, allowed: Sequence[str]) -> Target | None:
-    path, _, ref = model.partition("@")
-    slug, slash, name = path.rpartition("/")
-    if (slash and slug != tenant.slug) or not re.fullmatch(NAME, name) or (ref == "") != ("@" not in model):
+    name, ref = _split(tenant, model)
+    if not name:
         return None
     if pin := PINNED.fullmatch(ref):
         return _pinned(tenant, name, ref, Q(number=int(pin[1])), allowed)
     if re.fullmatch(DIGEST, ref):
         return _pinned(tenant, name, ref, Q(digest=ref), allowed)
-    if not re.fullmatch(NAME, ref or STABLE):
+    if not re.fullmatch(NAME, ref):
         return None
-    alias = _callable(tenant, allowed).filter(adapter__name=name, name=ref or STABLE).first()
+    alias = _callable(tenant, allowed).filter(adapter__name=name, name=ref).first()
     return _target(tenant, alias.version, alias.name) if alias else None
+
+
+def _split(tenant: Tenant, model: str) -> tuple[str, str]:
+    """The adapter's bare name, and what of it is meant. The name is "" where it can't be one of this tenant's."""
+    path, at, ref = model.partition("@")
+    slug, slash, name = path.rpartition("/")
+    if (slash and slug != tenant.slug) or not re.fullmatch(NAME, name) or (at and not ref):
+        return "", ""
+    return name, ref or STABLE
 
 
 def _callable(tenant: Tenant, allowed: Sequence[str]) -> QuerySet[Alias]:
