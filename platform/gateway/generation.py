@@ -5,9 +5,9 @@ A Run owns its sequences: whoever starts one closes it, and closing cancels in t
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from gateway import engine, meter, metrics, recorder, shadows, uses
 from gateway.authentication import Caller
@@ -35,6 +35,7 @@ from rollouts.routing import Route
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Indexed = tuple[int, Delta | Finished]
 
 FAULTS = (AdapterMissing, AdapterUnavailable, Internal)  # a version's or the engine's own, and no client's
@@ -88,6 +89,7 @@ class Run:
         self._counts = [0] * len(sequences)
         self._finished = 0
         self._merged = _merge(self._streams)
+        self._early: list[Indexed] = []
         trial = route.trial
         self._seen = Observation(trial, trial.arm) if trial is not None and trial.counted else None
 
@@ -105,7 +107,8 @@ class Run:
         BudgetExceeded; then none runs.
 
         forced: what every answer shall be, where it is not to be drawn. A canary that fails before its first token
-        fails nobody: the stable version serves instead.
+        fails nobody: the stable version serves instead. So of a canary this answers when each sequence has a token, and
+        nothing is told to the client before.
         """
         sequences = asked_of_engine(exchange, caller, route.target, prompts, request, forced)
         call = await meter.admit(exchange, caller, route.target, at_most(sequences, request.choices))
@@ -122,7 +125,7 @@ class Run:
         run = cls(exchange, route, sequences, request.choices, call)
         fallback = route.trial.fallback if route.trial is not None else None
         try:
-            await run._begin()
+            await run._begin(hold=fallback is not None)
         except EngineError as error:
             run._fail(error)
             await run._let_go()
@@ -147,6 +150,8 @@ class Run:
 
     async def events(self) -> AsyncIterator[Indexed]:
         """Every sequence's Deltas and its Finished, by the sequence's index. Raises EngineError."""
+        while self._early:
+            yield self._early.pop(0)
         try:
             async for index, event in self._merged:
                 if not isinstance(event, Started):
@@ -222,21 +227,26 @@ class Run:
         self._counts[index] = tokens
         self._call.completion = self.usage.completion = sum(self._counts)
 
-    async def _begin(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_first(stream)) for stream in self._streams]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+    async def _begin(self, *, hold: bool) -> None:
+        """hold: until each sequence has said something."""
+        started = await _all(_first(stream) for stream in self._streams)
         if self._seen is not None:
-            self._seen.cold = any(task.result().cold for task in tasks)
-        for task in tasks[:: self._choices]:
-            started = task.result()
-            self.usage.prompt += started.prompt_tokens
-            self.usage.cached += started.cached_tokens
+            self._seen.cold = any(one.cold for one in started)
+        for one in started[:: self._choices]:
+            self.usage.prompt += one.prompt_tokens
+            self.usage.cached += one.cached_tokens
         self._call.prompt, self._call.cached = self.usage.prompt, self.usage.cached
         metrics.TOKENS.labels(self.exchange.route, "prompt").inc(self.usage.prompt)
         metrics.TOKENS.labels(self.exchange.route, "cached").inc(self.usage.cached)
+        if hold:
+            await _all(self._await(index) for index in range(len(self._streams)))
+
+    async def _await(self, index: int) -> None:
+        """A sequence's first event after it has started, kept for `events`."""
+        event = await anext(self._streams[index])
+        assert not isinstance(event, Started)
+        self._note(index, event)
+        self._early.append((index, event))
 
 
 def _end_of(error: BaseException) -> tuple[Outcome, str]:
@@ -247,6 +257,16 @@ def _end_of(error: BaseException) -> tuple[Outcome, str]:
         case asyncio.CancelledError() | GeneratorExit():
             return Outcome.CANCELLED, ""
     return Outcome.FAILED, "internal_error"
+
+
+async def _all(steps: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Side by side. The first failure is everyone's."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(step) for step in steps]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def _first(stream: AsyncIterator[Event]) -> Started:

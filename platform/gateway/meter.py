@@ -154,8 +154,9 @@ def begin_copy(call: Call, target: Target) -> Call:
 
 
 def serve(call: Call, target: Target) -> None:
-    """This is what serves it."""
+    """This is what serves it, from the beginning."""
     call.version, call.digest = target.version, target.digest
+    call.prompt = call.cached = call.completion = 0
 
 
 def end(call: Call, outcome: Outcome, code: str = "") -> None:
