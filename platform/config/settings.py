@@ -178,8 +178,9 @@ CELERY_TASK_IGNORE_RESULT = True
 # A task may run twice (its worker was killed), never zero times: every task is written to be repeatable.
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
-# What takes minutes has a queue and a worker of its own.
+# What takes minutes has a queue and a worker of its own, and so has what must never wait.
 CELERY_TASK_ROUTES = {
+    "jobs.tasks.tick_rollouts": {"queue": "rollouts"},
     "jobs.tasks.run_evaluation": {"queue": "background"},
     "jobs.tasks.seal_audit": {"queue": "background"},
     "jobs.tasks.deliver_webhook": {"queue": "webhooks"},

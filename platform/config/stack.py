@@ -10,7 +10,7 @@ from config.services import Postgres, Redis, Service
 
 DATABASE_CONNECTIONS = 16  # that the web process holds at most
 SERVICES = ("redis", "postgres")
-STOP_ORDER = (("seed", "web", "worker", "background", "webhooks", "beat"), ("engine",), SERVICES)
+STOP_ORDER = (("seed", "web", "worker", "rollouts", "background", "webhooks", "beat"), ("engine",), SERVICES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Stack:
     def processes(self) -> tuple[Command, ...]:
         """The slowest to start first."""
         engine = (self.engine,) if self.env.own_engine else ()
-        return (*engine, self.web, self.worker, self.background, self.webhooks, self.beat)
+        return (*engine, self.web, self.worker, self.rollouts, self.background, self.webhooks, self.beat)
 
     @property
     def engine(self) -> Command:
@@ -66,8 +66,13 @@ class Stack:
 
     @property
     def worker(self) -> Command:
-        """Two tasks at a time, so that a validation of minutes never keeps the rollouts' ticks waiting."""
+        """Two tasks at a time, so that what is short need not wait for a validation of minutes."""
         return self._worker("worker", "celery", concurrency=2)
+
+    @property
+    def rollouts(self) -> Command:
+        """Ticks alone, in one process, so that no tenant's uploads keep anybody's rollout from being looked at."""
+        return self._worker("rollouts", "rollouts", "--pool", "solo")
 
     @property
     def background(self) -> Command:
