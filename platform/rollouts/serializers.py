@@ -9,7 +9,7 @@ from audit.api import Strict
 from registry.models import STABLE
 from rollouts.models import Look, OnNew, Rollout, Step, Unit
 from rollouts.services import Plan, PlannedStep
-from rollouts.services.evidence import figures
+from rollouts.services.figures import figures
 
 PERCENT = 100  # of 10,000 units
 LONGEST = 90 * 24 * 60 * 60  # seconds
@@ -61,7 +61,7 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
 
 class RolloutDetail(RolloutSerializer):
     steps = StepSerializer(many=True, read_only=True)
-    arms = serializers.SerializerMethodField(help_text="Either arm's figures in the step that it is at.")
+    arms = serializers.SerializerMethodField(help_text="Either arm's figures in its step, some seconds old.")
     verdict = serializers.SerializerMethodField(help_text="The last one; all are under `verdicts`.")
 
     class Meta(RolloutSerializer.Meta):

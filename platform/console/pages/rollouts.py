@@ -15,7 +15,7 @@ from console.site import site
 from console.verbs import Verb, VerbForm
 from rollouts import services
 from rollouts.models import OVER, Look, Pause, Rollout, State, Step
-from rollouts.services.evidence import figures
+from rollouts.services.figures import figures
 from tenants.models import Role
 
 COLOURS = {

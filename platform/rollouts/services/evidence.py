@@ -6,20 +6,25 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import Avg, Count, OuterRef, Q, Subquery
+from django.db.models import Exists, OuterRef, Subquery
+from django.utils import timezone
 
 from audit.services import SYSTEM
 from rollouts import verdicts, windows
 from rollouts.errors import RolloutOver
-from rollouts.models import ROUTED, Arm, Cause, Feedback, Outcome, Rollout, Sample, Step
+from rollouts.models import OVER, ROUTED, Arm, Cause, Feedback, Outcome, Rollout, Sample, Step
 from rollouts.services.changes import roll_back
+from rollouts.services.figures import added
 from rollouts.windows import Window
 from tenants.isolation import across_every_tenant, within
 
 LAG = timedelta(seconds=2)  # longer than the transaction that keeps a batch of samples
 RECENT = 20  # samples of an arm that the tripwire looks at
 MOST_THUMBS = 20_000
+UNTHUMBED = timedelta(days=1)  # that a sample waits for a thumb; longer than any tick is away
+KEPT = timedelta(days=14)  # thumbs, and samples that have one, after their rollout is over
 NON_FINITE = "non_finite_output"  # the engine's code for logits that are not numbers
+
 Windows = tuple[Window, Window]
 
 
@@ -32,13 +37,14 @@ def gather(rollout: Rollout, step: Step) -> Windows:
     new = Sample.objects.filter(rollout=rollout, step=step.number, kept_at__lte=horizon)
     if step.counted_to is not None:
         new = new.filter(kept_at__gt=step.counted_to)
-    arms: dict[str, list[windows.Sample]] = {Arm.STABLE: [], Arm.CANARY: []}
+    arms: dict[str, list[Sample]] = {Arm.STABLE: [], Arm.CANARY: []}
     for sample in new.order_by().iterator():
-        arms[sample.arm].append(_measured(sample))
-    stable = Window.from_json(step.stable_window) + Window.of(arms[Arm.STABLE])
-    canary = Window.from_json(step.canary_window) + Window.of(arms[Arm.CANARY])
+        arms[sample.arm].append(sample)
+    stable = Window.from_json(step.stable_window) + Window.of(map(_measured, arms[Arm.STABLE]))
+    canary = Window.from_json(step.canary_window) + Window.of(map(_measured, arms[Arm.CANARY]))
     step.stable_window, step.canary_window, step.counted_to = stable.as_json(), canary.as_json(), horizon
-    step.save(update_fields=["stable_window", "canary_window", "counted_to"])
+    step.sums = {arm: added(step.sums.get(arm, {}), samples) for arm, samples in arms.items()}
+    step.save(update_fields=["stable_window", "canary_window", "sums", "counted_to"])
     return stable + _thumbs(rollout, step, Arm.STABLE), canary + _thumbs(rollout, step, Arm.CANARY)
 
 
@@ -64,24 +70,14 @@ def _trip(rollout: Rollout) -> bool:
     return True
 
 
-def figures(rollout: Rollout) -> dict[str, Any]:
-    """What is known of either arm in the step that it is at, in plain counts."""
-    own = Sample.objects.filter(rollout=rollout, step=rollout.step)
-    rows = (
-        own.order_by()
-        .values("arm")
-        .annotate(
-            requests=Count("pk"),
-            units=Count("unit", distinct=True),
-            errors=Count("pk", filter=Q(outcome=Outcome.ERROR)),
-            abandoned=Count("pk", filter=Q(outcome=Outcome.ABANDONED)),
-            cold_loads=Count("pk", filter=Q(cold=True)),
-            mean_first_token=Avg("first_token", filter=Q(cold=False) & ~Q(outcome=Outcome.ABANDONED, tokens=0)),
-            mean_inter_token=Avg("inter_token", filter=Q(cold=False)),
-            mean_tokens=Avg("tokens", filter=Q(outcome=Outcome.OK)),
-        )
-    )
-    return {row["arm"]: {name: value for name, value in row.items() if name != "arm"} for row in rows}
+def sweep() -> None:
+    """Drop samples that were counted long ago, so that there are a day's at most; those with a thumb, which may still
+    be turned, some time after their rollout is over. Looks stay."""
+    now = timezone.now()
+    thumbs = Feedback.objects.filter(tenant=OuterRef("rollout__adapter__tenant"), response=OuterRef("response"))
+    Sample.objects.filter(~Exists(thumbs), kept_at__lt=now - UNTHUMBED).delete()
+    Sample.objects.filter(rollout__state__in=OVER, rollout__ended_at__lt=now - KEPT).delete()
+    Feedback.objects.filter(at__lt=now - KEPT).delete()
 
 
 def _measured(sample: Sample) -> windows.Sample:
