@@ -18,6 +18,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from evaluations.models import EvaluationSet
 from registry.models import STABLE, Adapter, Version, valid_name
 from tenants.models import Tenant
 
@@ -92,13 +93,16 @@ class Cause(models.TextChoices):
     VERDICT = "verdict"
     TRIPWIRE = "tripwire"
     EVALUATION = "evaluation"
-    PRELOAD = "preload"
+    UNEVALUATED = "unevaluated"  # there will be no score
+    PRELOAD = "preload"  # the engine can't load the canary
+    ENGINE = "engine"  # it never said whether it can
     ALIAS = "alias"  # it was moved by somebody else, or is gone
     VERSION = "version"  # the canary is no longer ready
     SUPERSEDED = "superseded"
 
 
-NOT_ITS_FAULT = (Cause.ALIAS, Cause.SUPERSEDED, Cause.NONE)  # a version that was rolled back so may simply be retried
+# A version that was rolled back so may simply be retried.
+NOT_ITS_FAULT = (Cause.ALIAS, Cause.SUPERSEDED, Cause.UNEVALUATED, Cause.ENGINE, Cause.NONE)
 
 
 def new_salt() -> str:
@@ -132,6 +136,15 @@ class Rollout(models.Model):
     guardrails = models.JSONField(default=list, blank=True)
     schema = models.JSONField(null=True, blank=True, help_text="JSON Schema that answers should fit.")
     evaluation = models.CharField(max_length=63, blank=True, help_text="Evaluation set that it must pass first.")
+    evaluation_set = models.ForeignKey(
+        EvaluationSet,
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="rollouts",
+        help_text="The set of that name, which can't be deleted while this is under way.",
+    )
     override = models.BooleanField(default=False, help_text="Tried although the version was rolled back before.")
     pause = models.CharField(max_length=16, choices=Pause, default=Pause.NONE, blank=True)
     cause = models.CharField(max_length=16, choices=Cause, default=Cause.NONE, blank=True)
@@ -157,6 +170,9 @@ class Rollout(models.Model):
             ),
             models.CheckConstraint(condition=Q(weight__lte=WHOLE, copies__lte=WHOLE), name="rollout_weight_is_a_share"),
             models.CheckConstraint(condition=~Q(stable=models.F("canary")), name="rollout_goes_somewhere"),
+            models.CheckConstraint(
+                condition=Q(evaluation_set=None) | Q(state__in=ACTIVE), name="rollout_holds_a_set_while_active"
+            ),
         ]
         indexes = [models.Index(fields=["state"], condition=Q(state__in=ACTIVE), name="rollout_active")]
         triggers = [
@@ -197,6 +213,7 @@ class Step(models.Model):
     counted_to = models.DateTimeField(null=True, blank=True, help_text="Samples kept by then are in the windows.")
     stable_window = models.JSONField(default=dict, blank=True)
     canary_window = models.JSONField(default=dict, blank=True)
+    sums = models.JSONField(default=dict, blank=True, help_text="Of either arm's samples, for people.")
 
     class Meta:
         ordering = ["number"]

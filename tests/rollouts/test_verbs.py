@@ -113,6 +113,18 @@ def test_a_version_that_was_rolled_back_is_tried_again_only_by_override(adapter:
     assert again.override
 
 
+def test_one_that_is_rolling_back_was_rolled_back(adapter: Adapter, begin: Begin) -> None:
+    rollout = begin(on_new=OnNew.RESTART)
+    services.changes.roll_back(rollout, Cause.VERDICT, ["too many errors"], actor=SYSTEM)
+    for start in (True, False):
+        with pytest.raises(RolledBackBefore):
+            create(adapter, start=start)
+    rollout.refresh_from_db()
+    assert rollout.state == State.ROLLING_BACK
+    create(adapter, override=True)
+    assert ended(rollout).state == State.ROLLED_BACK
+
+
 def test_a_draft_that_was_dropped_or_replaced_says_nothing_of_its_version(adapter: Adapter, begin: Begin) -> None:
     services.abort(create(adapter, start=False), actor=SYSTEM)
     begin(on_new=OnNew.RESTART)

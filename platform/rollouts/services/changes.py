@@ -80,8 +80,9 @@ def roll_back(rollout: Rollout, cause: Cause, reasons: Sequence[str], *, actor: 
     return current
 
 
-def end_rollback(rollout: Rollout, *, actor: Actor) -> Rollout:
-    return move(rollout, State.ROLLED_BACK, actor=actor, ended_at=timezone.now())
+def end(rollout: Rollout, to: State, *, actor: Actor, **changes: Any) -> Rollout:
+    """Be over, and need nothing any more. Raises Lost."""
+    return move(rollout, to, actor=actor, evaluation_set=None, ended_at=timezone.now(), **changes)
 
 
 def hurry() -> None:

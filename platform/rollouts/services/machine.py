@@ -1,89 +1,83 @@
 """Drives rollouts: each tick takes every one under way as far as it can go now.
 
 A tick is idempotent. It holds the rollout's row lock while it decides and skips a row that another worker holds; a
-worker that is killed leaves the row as it was, for the next tick. Nothing counts but what is in the database.
+worker that is killed leaves the row as it was, for the next tick. Nothing counts but what is in the database. It waits
+for nobody: the engine is asked for all canaries at once, and what takes longer is looked at by the next tick.
 """
 
-import asyncio
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 from uuid import UUID
 
-from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
 from audit.services import SYSTEM
-from inference.client import AdapterMissing, AdapterUnavailable, EngineClient, EngineError
 from registry.errors import AliasMoved, VersionNotReady
 from registry.models import State as VersionState
 from registry.services import move_alias
 from registry.services.adapters import locked
-from rollouts.models import OVER, Cause, Feedback, Look, Pause, Rollout, Sample, State, Step
-from rollouts.services.changes import Lost, end_rollback, enter, fresh, go_on, hold, move, roll_back
+from rollouts.models import Cause, Look, Pause, Rollout, State, Step
+from rollouts.services.changes import Lost, end, enter, fresh, go_on, hold, hurry, move, roll_back
 from rollouts.services.evidence import gather, trip
+from rollouts.services.loading import Load, loads
 from rollouts.services.scores import have_made, scored, scores
 from rollouts.verdicts import Guardrail, Kind, Verdict, decide
-from rollouts.windows import Metric, Window
+from rollouts.windows import Window
 
 log = logging.getLogger(__name__)
 
-MOVES = 6  # of one rollout in one tick at most; from its start to its first step are three
-PRELOAD = 10.0  # seconds that a tick waits for the engine
+MOVES = 6  # of one rollout in one tick at most
 PRELOAD_PATIENCE = timedelta(minutes=10)
-KEPT = timedelta(days=14)  # samples and thumbs, after their rollout is over
 
 
 def tick() -> int:
     """Takes every rollout under way as far as it can go now. Returns the moves. One that fails stops no other."""
-    moves = 0
+    moves, loaded = 0, loads()
     for rollout in list(Rollout.objects.active().order_by("changed_at").values_list("pk", flat=True)):
         try:
-            moves += next(count for count in range(MOVES + 1) if count == MOVES or not advance(rollout))
+            moves += next(count for count in range(MOVES + 1) if count == MOVES or not advance(rollout, loaded))
         except Exception:
             log.exception("a rollout could not be taken on")
     return moves
 
 
-def advance(rollout_id: UUID) -> bool:
+def advance(rollout_id: UUID, loaded: Mapping[UUID, Load]) -> bool:
     """One rollout, as far as one transaction takes it. Returns whether it moved."""
     trip(rollout_id)
-    loaded = _preloaded(rollout_id)
     with transaction.atomic():
         rollout = _held(rollout_id)
         if rollout is None:
             return False
         before = (rollout.state, rollout.step)
         try:
-            _take_on(rollout, loaded)
+            _take_on(rollout, loaded.get(rollout_id))
         except Lost:
             return False
         after = fresh(rollout)
         return (after.state, after.step) != before
 
 
-def sweep() -> None:
-    """Forget what was observed for rollouts that have long been over. Their looks stay."""
-    long_ago = timezone.now() - KEPT
-    Sample.objects.filter(rollout__state__in=OVER, rollout__ended_at__lt=long_ago).delete()
-    Feedback.objects.filter(at__lt=long_ago).delete()
-
-
 def _held(rollout_id: UUID) -> Rollout | None:
     """The row, locked until the transaction ends; None when it is over or another worker is at it.
 
-    Whoever moves the alias locks the adapter first, and so does this where it may move it.
+    Whoever moves the alias locks the adapter first, and so does this where it is to be moved. One that has come to
+    that only since it was looked at is left to the next tick.
     """
     plain = Rollout.objects.select_related("adapter").filter(pk=rollout_id).first()
-    if plain is not None and plain.state == State.PROMOTING:
+    promoting = plain is not None and plain.state == State.PROMOTING
+    if plain is not None and promoting:
         locked(plain.adapter)
     free = Rollout.objects.active().select_for_update(skip_locked=True, no_key=True).filter(pk=rollout_id).first()
-    return fresh(free) if free is not None else None
+    if free is None or (free.state == State.PROMOTING and not promoting):
+        return None
+    return fresh(free)
 
 
-def _take_on(rollout: Rollout, loaded: bool | str) -> None:
+def _take_on(rollout: Rollout, load: Load | None) -> None:
     if rollout.state == State.ROLLING_BACK:
-        end_rollback(rollout, actor=SYSTEM)
+        end(rollout, State.ROLLED_BACK, actor=SYSTEM)
         return
     if hindrance := _hindrance(rollout):
         cause, reason = hindrance
@@ -93,7 +87,7 @@ def _take_on(rollout: Rollout, loaded: bool | str) -> None:
         case State.VALIDATING:
             _validate(rollout)
         case State.PRELOADING:
-            _leave_preloading(rollout, loaded)
+            _leave_preloading(rollout, load)
         case State.SHADOWING | State.PROGRESSING:
             _observe(rollout)
         case State.PAUSED:
@@ -117,46 +111,25 @@ def _validate(rollout: Rollout) -> None:
     if rollout.evaluation:
         if None in scores(rollout):
             if problem := have_made(rollout):
-                roll_back(rollout, Cause.EVALUATION, [problem], actor=SYSTEM)
+                roll_back(rollout, Cause.UNEVALUATED, [problem], actor=SYSTEM)
             return
-        judges = [guardrail for guardrail in guardrails(rollout) if guardrail.metric is Metric.EVALUATION]
-        verdict = decide(judges, *scored(rollout, (Window(), Window())), look=0, steps=rollout.steps.count(), samples=0)
+        nothing = scored(rollout, (Window(), Window()))
+        verdict = decide(guardrails(rollout), *nothing, look=0, steps=rollout.steps.count(), samples=0)
         if verdict.kind is Kind.FAILURE:
             _keep(rollout, verdict)
             roll_back(rollout, Cause.EVALUATION, verdict.reasons, actor=SYSTEM)
             return
+    hurry()
     move(rollout, State.PRELOADING, actor=SYSTEM)
 
 
-def _preloaded(rollout_id: UUID) -> bool | str:
-    """Whether the engine has the canary on its device, asked without holding any lock; a text: it never will."""
-    row = Rollout.objects.filter(pk=rollout_id, state=State.PRELOADING).select_related("canary").first()
-    if row is None:
-        return False
-    try:
-        asyncio.run(_preload(row.canary.digest))
-    except (AdapterMissing, AdapterUnavailable) as error:
-        return error.message
-    except EngineError as error:
-        log.info("the engine can't load a canary yet: %s", error.code)
-        return False
-    return True
-
-
-async def _preload(digest: str) -> None:
-    client = EngineClient(settings.LORAYARD.engine_url, settings.LORAYARD.engine_secret)
-    try:
-        await client.preload(digest, timeout=PRELOAD)
-    finally:
-        await client.close()
-
-
-def _leave_preloading(rollout: Rollout, loaded: bool | str) -> None:
-    if loaded is True:
+def _leave_preloading(rollout: Rollout, load: Load | None) -> None:
+    if load is not None and load.done:
         enter(rollout, rollout.steps.get(number=0), actor=SYSTEM)
     elif timezone.now() - (rollout.entered_at or timezone.now()) > PRELOAD_PATIENCE:
-        reason = loaded or "The engine did not answer."
-        roll_back(rollout, Cause.PRELOAD, [f"v{rollout.canary.number} could not be loaded: {reason}"], actor=SYSTEM)
+        fault = load.fault if load is not None else ""
+        reason = f"v{rollout.canary.number} could not be loaded: {fault or 'the engine did not answer in time.'}"
+        roll_back(rollout, Cause.PRELOAD if fault else Cause.ENGINE, [reason], actor=SYSTEM)
 
 
 def _observe(rollout: Rollout) -> None:
@@ -194,7 +167,7 @@ def _promote(rollout: Rollout) -> None:
     except (AliasMoved, VersionNotReady) as error:
         roll_back(rollout, Cause.ALIAS, [str(error)], actor=SYSTEM)
         return
-    move(rollout, State.SUCCEEDED, actor=SYSTEM, weight=0, copies=0, ended_at=timezone.now())
+    end(rollout, State.SUCCEEDED, actor=SYSTEM, weight=0, copies=0)
 
 
 def _look(rollout: Rollout) -> tuple[Step, Verdict]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.utils import timezone
 from jsonschema.exceptions import SchemaError
 
@@ -18,7 +18,7 @@ from registry.services.adapters import locked
 from rollouts.errors import NotNow, RolledBackBefore, RolloutActive, RolloutInvalid
 from rollouts.models import NOT_ITS_FAULT, WHOLE, Cause, OnNew, Rollout, State, Step, Unit
 from rollouts.observations import checked_schema
-from rollouts.services.changes import Lost, end_rollback, fresh, hurry, move, roll_back
+from rollouts.services.changes import end, fresh, hurry, move, roll_back
 from rollouts.verdicts import Guardrail, InvalidGuardrail
 from rollouts.windows import Metric
 
@@ -88,17 +88,11 @@ def create_rollout(adapter: Adapter, plan: Plan, *, actor: Actor, start: bool = 
     """
     plan.check()
     adapter = locked(adapter)
-    canary = adapter.versions.filter(number=plan.version, state=VersionState.READY).first()
-    if canary is None:
-        raise VersionNotReady(f"{adapter.name} has no ready version v{plan.version}.")
-    stable = _aliased(adapter, plan.alias)
-    if stable is None:
-        raise AliasMoved(plan.alias, None)
-    if stable.pk == canary.pk:
-        raise RolloutInvalid(f"The alias {plan.alias!r} points to v{plan.version} already.", param="version")
+    stable, canary = _ends(adapter, plan)
+    known = _evaluation_set(adapter, plan.evaluation)
+    if start:
+        _clear_way(adapter, plan.alias, canary, actor)
     _check_retry(adapter, canary, plan.override)
-    if plan.evaluation and not EvaluationSet.objects.for_tenant(adapter.tenant).filter(name=plan.evaluation).exists():
-        raise RolloutInvalid(f"There is no evaluation set {plan.evaluation!r}.", param="evaluation")
     rollout = _saved(adapter, stable, canary, plan, actor)
     record(
         Action.ROLLOUT_CREATED,
@@ -107,45 +101,63 @@ def create_rollout(adapter: Adapter, plan: Plan, *, actor: Actor, start: bool = 
         target=str(rollout),
         data={"rollout": str(rollout.pk), "from": stable.number, "to": canary.number, "override": plan.override},
     )
-    return _started(rollout, actor) if start else rollout
+    return _started(rollout, known, actor) if start else rollout
 
 
 @transaction.atomic
 def start_rollout(rollout: Rollout, *, actor: Actor) -> Rollout:
-    """Set a draft under way. Raises NotNow, RolloutActive, RolledBackBefore, and AliasMoved since it was drafted."""
-    locked(rollout.adapter)
+    """Set a draft under way.
+
+    Raises NotNow, RolloutActive, RolledBackBefore, RolloutInvalid without its evaluation set, and AliasMoved since it
+    was drafted.
+    """
+    adapter = locked(rollout.adapter)
+    Rollout.objects.select_for_update(no_key=True).get(pk=rollout.pk)
     rollout = fresh(rollout)
     if rollout.state != State.DRAFT:
         raise NotNow("be started", rollout.state)
-    stable = _aliased(rollout.adapter, rollout.alias)
+    stable = _aliased(adapter, rollout.alias)
     if stable is None or stable.pk != rollout.stable_id:
         raise AliasMoved(rollout.alias, stable.number if stable else None)
-    _check_retry(rollout.adapter, rollout.canary, rollout.override)
-    return _started(rollout, actor)
+    known = _evaluation_set(adapter, rollout.evaluation)
+    _clear_way(adapter, rollout.alias, rollout.canary, actor)
+    _check_retry(adapter, rollout.canary, rollout.override)
+    return _started(rollout, known, actor)
 
 
-def _started(rollout: Rollout, actor: Actor) -> Rollout:
-    _clear_way(rollout, actor)
-    try:
-        with transaction.atomic():
-            hurry()
-            return move(rollout, State.VALIDATING, actor=actor, started_at=timezone.now())
-    except (IntegrityError, Lost) as error:
-        raise RolloutActive(rollout.alias) from error
+def _started(rollout: Rollout, known: EvaluationSet | None, actor: Actor) -> Rollout:
+    """The way is clear, and the adapter's lock keeps it so."""
+    hurry()
+    return move(rollout, State.VALIDATING, actor=actor, started_at=timezone.now(), evaluation_set=known)
 
 
-def _clear_way(rollout: Rollout, actor: Actor) -> None:
-    """End what is under way on the alias, if it gives way. Raises RolloutActive."""
-    active = Rollout.objects.active().filter(adapter=rollout.adapter, alias=rollout.alias).first()
-    if active is None:
+def _clear_way(adapter: Adapter, alias: str, canary: Version, actor: Actor) -> None:
+    """End what is under way on the alias, if it gives way. Raises RolloutActive.
+
+    Its row is locked before anything is recorded: a tick that holds it will want the audit chain.
+    """
+    under_way = Rollout.objects.active().filter(adapter=adapter, alias=alias)
+    locked_row = under_way.select_for_update(no_key=True).first()
+    if locked_row is None:
         return
+    active = fresh(locked_row)
     if active.on_new != OnNew.RESTART:
-        raise RolloutActive(rollout.alias)
-    reasons = [f"A new rollout to v{rollout.canary.number} took its place."]
-    stopped = active
+        raise RolloutActive(alias)
     if active.state != State.ROLLING_BACK:
-        stopped = roll_back(active, Cause.SUPERSEDED, reasons, actor=actor)
-    end_rollback(stopped, actor=actor)
+        reasons = [f"A new rollout to v{canary.number} took its place."]
+        active = roll_back(active, Cause.SUPERSEDED, reasons, actor=actor)
+    end(active, State.ROLLED_BACK, actor=actor)
+
+
+def _evaluation_set(adapter: Adapter, name: str) -> EvaluationSet | None:
+    """The tenant's set of this name, kept from being deleted until the transaction ends. Raises RolloutInvalid."""
+    if not name:
+        return None
+    own = EvaluationSet.objects.for_tenant(adapter.tenant).select_for_update(no_key=True)
+    known = own.filter(name=name).first()
+    if known is None:
+        raise RolloutInvalid(f"There is no evaluation set {name!r}.", param="evaluation")
+    return known
 
 
 def _saved(adapter: Adapter, stable: Version, canary: Version, plan: Plan, actor: Actor) -> Rollout:
@@ -169,6 +181,19 @@ def _saved(adapter: Adapter, stable: Version, canary: Version, plan: Plan, actor
     return rollout
 
 
+def _ends(adapter: Adapter, plan: Plan) -> tuple[Version, Version]:
+    """Stable and canary. Raises VersionNotReady, AliasMoved, RolloutInvalid."""
+    canary = adapter.versions.filter(number=plan.version, state=VersionState.READY).first()
+    if canary is None:
+        raise VersionNotReady(f"{adapter.name} has no ready version v{plan.version}.")
+    stable = _aliased(adapter, plan.alias)
+    if stable is None:
+        raise AliasMoved(plan.alias, None)
+    if stable.pk == canary.pk:
+        raise RolloutInvalid(f"The alias {plan.alias!r} points to v{plan.version} already.", param="version")
+    return stable, canary
+
+
 def _aliased(adapter: Adapter, alias: str) -> Version | None:
     named = adapter.aliases.select_related("version").filter(name=alias).first()
     return named.version if named else None
@@ -176,7 +201,8 @@ def _aliased(adapter: Adapter, alias: str) -> Version | None:
 
 def _check_retry(adapter: Adapter, canary: Version, override: bool) -> None:
     """Raises RolledBackBefore. The same files by another number are the same version."""
-    before = Rollout.objects.filter(adapter=adapter, canary__digest=canary.digest, state=State.ROLLED_BACK)
+    back = (State.ROLLING_BACK, State.ROLLED_BACK)
+    before = Rollout.objects.filter(adapter=adapter, canary__digest=canary.digest, state__in=back)
     failed = before.exclude(started_at=None).exclude(cause__in=NOT_ITS_FAULT)
     if failed.exists() and not override:
         raise RolledBackBefore(canary.number)

@@ -16,7 +16,7 @@ LOST = (EvaluationState.FAILED, EvaluationState.CANCELLED)
 
 def scores(rollout: Rollout) -> Scores:
     """Stable's and the canary's on the rollout's set; None where there is none yet."""
-    known = set_of(rollout)
+    known = rollout.evaluation_set
     return (None, None) if known is None else (_score(rollout.stable, known), _score(rollout.canary, known))
 
 
@@ -30,17 +30,12 @@ def scored(rollout: Rollout, arms: tuple[Window, Window]) -> tuple[Window, Windo
 
 def have_made(rollout: Rollout) -> str | None:
     """Ask for the scores that are missing, in the caller's transaction. A text: why there will be none."""
-    known = set_of(rollout)
-    if known is None:
-        return f"There is no evaluation set {rollout.evaluation!r} any more."
+    known = rollout.evaluation_set
+    assert known is not None, "a rollout under way holds the set that it names"
     for version in (rollout.stable, rollout.canary):
         if _score(version, known) is None and (problem := _ask(rollout, version, known)):
             return problem
     return None
-
-
-def set_of(rollout: Rollout) -> EvaluationSet | None:
-    return EvaluationSet.objects.for_tenant(rollout.adapter.tenant).filter(name=rollout.evaluation).first()
 
 
 def _ask(rollout: Rollout, version: Version, known: EvaluationSet) -> str | None:

@@ -13,7 +13,7 @@ from audit.models import Action
 from audit.services import Actor
 from rollouts.errors import NotNow, RolloutOver
 from rollouts.models import OVER, WHOLE, Cause, Pause, Rollout, State, Step
-from rollouts.services.changes import Lost, fresh, go_on, hold, hurry, move, roll_back
+from rollouts.services.changes import Lost, end, fresh, go_on, hold, hurry, move, roll_back
 
 P = ParamSpec("P")
 Verb = Callable[Concatenate[Rollout, P], Rollout]
@@ -84,7 +84,5 @@ def abort(rollout: Rollout, *, actor: Actor, reason: str = "") -> Rollout:
     """Roll back, whatever it is doing. A draft is over at once."""
     reasons = [reason] if reason else []
     if rollout.state == State.DRAFT:
-        return move(
-            rollout, State.ROLLED_BACK, actor=actor, cause=Cause.PERSON, reasons=reasons, ended_at=timezone.now()
-        )
+        return end(rollout, State.ROLLED_BACK, actor=actor, cause=Cause.PERSON, reasons=reasons)
     return roll_back(rollout, Cause.PERSON, reasons, actor=actor)
