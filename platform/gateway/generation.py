@@ -113,14 +113,20 @@ class Run:
         sequences = asked_of_engine(exchange, caller, route.target, prompts, request, forced)
         call = await meter.admit(exchange, caller, route.target, at_most(sequences, request.choices))
         try:
-            return await cls._start(exchange, route, sequences, request, call)
+            return await cls._start(exchange, caller, route, sequences, request, call)
         except BaseException as error:
             meter.end(call, *_end_of(error))
             raise
 
     @classmethod
     async def _start(
-        cls, exchange: Exchange, route: Route, sequences: Sequence[Generation], request: Request, call: Call
+        cls,
+        exchange: Exchange,
+        caller: Caller,
+        route: Route,
+        sequences: Sequence[Generation],
+        request: Request,
+        call: Call,
     ) -> Self:
         run = cls(exchange, route, sequences, request.choices, call)
         fallback = route.trial.fallback if route.trial is not None else None
@@ -136,7 +142,7 @@ class Run:
             logger.warning("a canary failed a request, which the stable version serves: %s", error.code)
             meter.serve(call, fallback)
             again = [replace(sequence, digest=fallback.digest) for sequence in sequences]
-            return await cls._start(exchange, Route(fallback), again, request, call)
+            return await cls._start(exchange, caller, Route(fallback), again, request, call)
         except BaseException:
             await run._let_go()
             raise

@@ -1,19 +1,24 @@
 """A rollout under real traffic: real web, worker, beat and engine, called through the `openai` package."""
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
+import httpx
+import psycopg
 import pytest
 
-from config import env
+from config import env, processes
+from config.stack import Stack
 from inference.client import EngineClient
 from tests.gateway.conftest import Customer
-from tests.processes import wait_for
+from tests.processes import environment, free_port, wait_for
 
 URL = "/api/v1/adapters/desk/rollouts"
 HOLD = {"min_seconds": 3600, "min_samples": 0}
@@ -27,11 +32,14 @@ def owner(
     base_model_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Customer:
-    """gate-rollouts, with `desk` in versions 1 and 2, which answer differently, and a third that can be spoilt."""
+    """gate-rollouts, with `desk` in four versions: 1 and 2 answer differently, 3 can be spoilt, 4 is made of numbers
+    so large that none of its answers is one."""
     _, key = platform.tenant("gate-rollouts")
-    for seed in (21, 22, 23):
+    mild: dict[str, Any] = {"targets": ("q_proj", "v_proj"), "scale": 8.0}
+    wild = {"targets": ("gate_proj", "up_proj"), "scale": 1e30}  # whose products are infinite
+    for seed, kind in ((21, mild), (22, mild), (23, mild), (24, wild)):
         folder = tmp_path_factory.mktemp("desk") / str(seed)
-        upload(key, "desk", make_adapter(folder, base_model_folder, rank=4, seed=seed, scale=8.0))
+        upload(key, "desk", make_adapter(folder, base_model_folder, rank=4, seed=seed, **kind))
     return Customer(platform.url, "gate-rollouts", key)
 
 
@@ -56,6 +64,28 @@ def begin(owner: Customer) -> Iterator[Callable[..., str]]:
     for rollout in made:
         owner.request("POST", f"{URL}/{rollout}/abort")
         wait_for(lambda rollout=rollout: shown(owner, rollout)["state"] == "rolled_back", 60, "the end")  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(platform: Any, owner: Customer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Customer]:
+    """The owner at a second web process of the same platform, which has only just begun."""
+    told = {**platform.environment, "LORAYARD_PORT": str(free_port())}
+    home, port = Path(told["LORAYARD_HOME"]), int(told["LORAYARD_PORT"])
+    web = Stack(env.load().model_copy(update={"home": home, "port": port})).web
+    url = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/readyz", timeout=10).is_success
+        return False
+
+    with (tmp_path_factory.mktemp("web") / "log").open("wb") as log:
+        process = replace(web, env={**environment(**told), **web.env}).popen(stdout=log, stderr=log)
+    try:
+        wait_for(ready, 60, "a second web process")
+        yield Customer(url, owner.slug, owner.key)
+    finally:
+        processes.end(process, web.stop, 10)
 
 
 def shown(owner: Customer, rollout: str) -> dict[str, Any]:
@@ -99,23 +129,25 @@ def test_a_conversation_meets_one_version_in_all_its_turns(owner: Customer, begi
     assert len(met) == 2
 
 
-def test_a_websocket_conversation_stays_too_and_goes_on_over_another(
+def test_a_conversation_over_a_websocket_stays_on_its_version_in_every_turn(
     owner: Customer, begin: Callable[..., str]
 ) -> None:
     begin(50)
-    greedy: Any = {"model": "desk", "max_output_tokens": 8, "temperature": 0}
-    for number in range(3):
-        say = f"talk {number}"
-        serving = version(owner, say=say)
-        pinned = owner.openai.responses.create(input=say, **{**greedy, "model": f"desk@{serving}"}).output_text
-        for _ in range(2):
-            with owner.openai.responses.connect() as connection:
-                event: Any = {"type": "response.create", "input": say, **greedy}
-                connection.send(event)
-                events: list[Any] = []
-                while not events or not events[-1].type.startswith(("response.completed", "response.incomplete")):
-                    events.append(connection.recv())
-            assert events[-1].response.output[0].content[0].text == pinned
+    met = {say: version(owner, say=say) for say in (f"talk {number}" for number in range(16))}
+    firsts = {of: next(say for say, serving in met.items() if serving == of) for of in ("v1", "v2")}
+    greedy: Any = {"max_output_tokens": 8, "temperature": 0}
+    for serving, other in (("v1", "v2"), ("v2", "v1")):
+        turns: list[Any] = []
+        with owner.openai.responses.connect() as connection:
+            previous = None
+            for say in (firsts[serving], firsts[other], firsts[other]):  # by itself it would go to the other version
+                turns.append({"role": "user", "content": say})
+                pinned = owner.openai.responses.create(model=f"desk@{serving}", input=turns, **greedy).output_text
+                event = {"type": "response.create", "model": "desk", "input": say, **greedy}
+                response = answered(connection, {**event, **({"previous_response_id": previous} if previous else {})})
+                assert response.output[0].content[0].text == pinned
+                turns.append({"role": "assistant", "content": pinned})
+                previous = response.id
 
 
 def test_an_abort_is_honoured_within_a_second(owner: Customer, begin: Callable[..., str]) -> None:
@@ -123,6 +155,20 @@ def test_an_abort_is_honoured_within_a_second(owner: Customer, begin: Callable[.
     assert version(owner) == "v2"
     owner.request("POST", f"{URL}/{rollout}/abort")
     assert version(owner) == "v1"
+
+
+def test_every_web_process_says_the_same_and_honours_an_abort_at_once(
+    owner: Customer, begin: Callable[..., str], request: pytest.FixtureRequest
+) -> None:
+    rollout = begin(50)
+    users = [f"user-{number}" for number in range(12)]
+    before = [version(owner, user) for user in users]
+    second = request.getfixturevalue("elsewhere")  # begun only now, it knows nothing of whom the first one served
+    assert set(before) == {"v1", "v2"}
+    assert [version(second, user) for user in users] == before
+    assert second.request("POST", f"{URL}/{rollout}/abort").status_code == 200
+    for web in (owner, second):
+        assert {version(web, user) for user in users[:6]} == {"v1"}
 
 
 def test_a_stream_that_began_on_the_canary_ends_on_it(owner: Customer, begin: Callable[..., str]) -> None:
@@ -149,8 +195,10 @@ def test_only_a_key_with_the_scope_chooses_its_arm(
     other = Customer(owner.url, owner.slug, limited)
     refused = other.request("POST", "/v1/chat/completions", json=chat(), headers={"x-rollout-arm": "canary"})
     assert refused.status_code == 403
-    time.sleep(1)
-    assert shown(owner, rollout)["arms"] == {}
+    version(owner)
+    kept = "SELECT 1 FROM rollouts_sample WHERE rollout_id = %s"
+    wait_for(lambda: rows(platform, kept, rollout), 10, "a sample of the one request that was not a tester's")
+    assert len(rows(platform, kept, rollout)) == 1
     assert stranger.request("POST", "/v1/chat/completions", json=chat()).status_code == 404
 
 
@@ -188,13 +236,50 @@ def test_a_shadow_gets_copies_and_nobody_its_answers(platform: Any, owner: Custo
         assert (call["version"], call["completion"], call["outcome"], call["prompt"] > 0) == (2, 2, "finished", True)
 
 
-def test_thumbs_are_taken_for_any_answer_alike(owner: Customer, stranger: Customer, begin: Callable[..., str]) -> None:
-    begin(50)
-    answer = owner.openai.chat.completions.create(model="desk", messages=chat()["messages"], max_tokens=2)
-    told = {(who.slug, id): thumb(who, id) for who in (owner, stranger) for id in (answer.id, "resp_" + "0" * 32)}
-    assert {status for status, _ in told.values()} == {200}
-    assert thumb(owner, "' OR 1=1")[0] == 400
-    assert thumb(owner, answer.id, "sideways")[0] == 400
+def test_thumbs_are_taken_for_any_answer_alike_and_meet_the_owners_own(
+    platform: Any, owner: Customer, stranger: Customer, begin: Callable[..., str]
+) -> None:
+    rollout = begin(50)
+    say: Any = chat()["messages"]
+    stream = list(owner.openai.chat.completions.create(model="desk", messages=say, max_tokens=2, stream=True))
+    event = {"type": "response.create", "model": "desk", "input": "x", "max_output_tokens": 2}
+    with owner.openai.responses.connect() as connection:
+        spoken = answered(connection, event)
+    ids = [
+        owner.openai.chat.completions.create(model="desk", messages=say, max_tokens=2).id,
+        stream[0].id,
+        owner.openai.completions.create(model="desk", prompt="hello", max_tokens=2).id,
+        owner.openai.responses.create(model="desk", input="hello", max_output_tokens=2).id,
+        spoken.id,
+    ]
+    told = {thumb(who, id) for who in (owner, stranger) for id in (*ids, "resp_" + "0" * 32)}
+    assert told == {200}
+    assert thumb(owner, "' OR 1=1") == 400
+    assert thumb(owner, ids[0], "sideways") == 400
+    thumbed = (
+        "SELECT s.response FROM rollouts_sample s JOIN rollouts_feedback f ON f.response = s.response"
+        " JOIN tenants_tenant t ON t.id = f.tenant_id AND t.slug = %s WHERE s.rollout_id = %s ORDER BY s.response"
+    )
+    met = [(id,) for id in sorted(ids)]
+    wait_for(lambda: rows(platform, thumbed, owner.slug, rollout) == met, 10, "each thumb meeting its answer's sample")
+
+
+def test_a_canary_whose_answers_are_no_numbers_trips_within_two_seconds_and_fails_nobody(
+    owner: Customer, begin: Callable[..., str]
+) -> None:
+    rollout = begin(100, version=4)
+    say: Any = {"model": "desk", "messages": chat()["messages"], "max_tokens": 3, "temperature": 0}
+    create = owner.openai.chat.completions.with_raw_response.create
+    streamed, several = create(stream=True, **say), create(n=3, **say)
+    spoken = owner.openai.responses.with_raw_response.create(model="desk", input="hi", max_output_tokens=2)
+    failed = time.monotonic()
+    assert [raw.headers["x-adapter-version"] for raw in (streamed, several, spoken)] == ["v1"] * 3
+    wait_for(lambda: shown(owner, rollout)["cause"] == "tripwire", 10, "the tripwire")
+    assert time.monotonic() - failed < 2
+    assert shown(owner, rollout)["reasons"] == ["The canary's logits were not finite"]
+    pinned = owner.chat("desk@v1", tokens=3)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed.parse()) == pinned
+    assert {choice.message.content for choice in several.parse().choices} == {pinned}
 
 
 def test_a_canary_that_cannot_be_loaded_trips_and_fails_nobody(owner: Customer, begin: Callable[..., str]) -> None:
@@ -211,9 +296,22 @@ def chat() -> dict[str, Any]:
     return {"model": "desk", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 
 
-def thumb(who: Customer, response: str, way: str = "down") -> tuple[int, dict[str, Any]]:
-    answer = who.request("POST", "/v1/feedback", json={"response_id": response, "thumb": way})
-    return answer.status_code, answer.json()
+def rows(platform: Any, sql: LiteralString, *values: str) -> list[tuple[Any, ...]]:
+    """What the platform's database holds."""
+    with psycopg.connect(platform.environment["DATABASE_URL"]) as database:
+        return database.execute(sql, values).fetchall()
+
+
+def thumb(who: Customer, response: str, way: str = "down") -> int:
+    return who.request("POST", "/v1/feedback", json={"response_id": response, "thumb": way}).status_code
+
+
+def answered(connection: Any, event: Any) -> Any:
+    """The whole response to what is sent over a WebSocket."""
+    connection.send(event)
+    while not (told := connection.recv()).type.startswith(("response.completed", "response.incomplete")):
+        assert told.type != "error", told
+    return told.response
 
 
 def lose(digest: str) -> None:
