@@ -67,6 +67,10 @@ def names(**options: Any) -> "Names":
     return Names(widget=widgets.UnfoldAdminTextInputWidget(), required=False, **options)
 
 
+def file(**options: Any) -> forms.FileField:
+    return forms.FileField(widget=FileInput(), **options)
+
+
 def files(**options: Any) -> "Files":
     return Files(**options)
 
@@ -92,15 +96,17 @@ class Names(forms.CharField):
         return super().clean(value).replace(",", " ").split()
 
 
-class FilesInput(forms.FileInput):
-    allow_multiple_selected = True
-
+class FileInput(forms.FileInput):
     def __init__(self) -> None:
         super().__init__(attrs={"class": "ly-files"})
 
     def render(self, *args: Any, **kwargs: Any) -> SafeString:
         """Unfold's script writes a chosen file's name into the nearest text input, and stumbles where there is none."""
         return format_html('<input type="text" hidden disabled>{}', super().render(*args, **kwargs))
+
+
+class FilesInput(FileInput):
+    allow_multiple_selected = True
 
 
 class Files(forms.FileField):

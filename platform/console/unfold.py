@@ -34,6 +34,8 @@ NAVIGATION = [
             _item("Versions", "inventory_2", "registry_version"),
             _item("Aliases", "sell", "registry_alias"),
             _item("Rollouts", "alt_route", "rollouts_rollout"),
+            _item("Evaluation sets", "checklist", "evaluations_evaluationset"),
+            _item("Evaluations", "grading", "evaluations_evaluation"),
             _item("Base models", "neurology", "registry_basemodel"),
         ],
     },
@@ -43,6 +45,7 @@ NAVIGATION = [
         "items": [
             _item("Tenants", "domain", "tenants_tenant"),
             _item("API keys", "key", "apikeys_apikey"),
+            _item("Webhooks", "webhook", "webhooks_endpoint"),
             _item("People", "group", "auth_user"),
         ],
     },

@@ -11,6 +11,7 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.template.response import TemplateResponse
 from django.views.generic import FormView
 
 from audit.services import Actor
@@ -140,6 +141,21 @@ class Verb(VerbView):
     def _show(self, row: Model) -> HttpResponse:
         messages.success(self.request, self.done(row))
         return HttpResponseRedirect(self.admin.url_of(row))
+
+
+class SecretVerb(Verb):
+    """One that ends with a secret, on the page that answers the form and nowhere else. `what` it is to people."""
+
+    what: ClassVar[str]
+
+    def secret_page(self, row: Model, plaintext: str, about: str) -> HttpResponse:
+        told = {
+            "title": f"The new {self.what}",
+            "warning": f"This is the only time that the {self.what} is shown. Copy it now and keep it in a safe place.",
+            "back": self.admin.url_of(row),
+        }
+        context = self.get_context_data(object=row, plaintext=plaintext, about=about, **told)
+        return TemplateResponse(self.request, "console/secret.html", context)
 
 
 def _add(form: VerbForm, error: ValidationError) -> None:

@@ -1,5 +1,29 @@
 """The console's pages, a module for each kind of row: its verbs with their forms, then its list and page."""
 
-from console.pages import adapters, aliases, base_models, events, keys, people, rollouts, tenants, versions
+from console.pages import (
+    adapters,
+    aliases,
+    base_models,
+    evaluations,
+    events,
+    keys,
+    people,
+    rollouts,
+    tenants,
+    versions,
+    webhooks,
+)
 
-__all__ = ["adapters", "aliases", "base_models", "events", "keys", "people", "rollouts", "tenants", "versions"]
+__all__ = [
+    "adapters",
+    "aliases",
+    "base_models",
+    "evaluations",
+    "events",
+    "keys",
+    "people",
+    "rollouts",
+    "tenants",
+    "versions",
+    "webhooks",
+]

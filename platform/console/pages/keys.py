@@ -6,7 +6,6 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.views.decorators.debug import sensitive_variables
@@ -18,7 +17,7 @@ from console import display as show
 from console import fields, filters
 from console.base import ConsoleAdmin
 from console.site import site
-from console.verbs import Verb, VerbForm
+from console.verbs import SecretVerb, Verb, VerbForm
 from tenants.models import Role
 
 DAYS = [("", "Never"), (7, "In 7 days"), (30, "In 30 days"), (90, "In 90 days"), (365, "In a year")]
@@ -42,12 +41,11 @@ class NewKey(VerbForm):
             self.fields["scopes"].choices = mine  # type: ignore[attr-defined]
 
 
-class KeyVerb(Verb):
-    """One that ends with a plaintext to show."""
+class KeyVerb(SecretVerb):
+    what = "key"
 
     def shown(self, key: ApiKey, plaintext: str) -> HttpResponse:
-        context = self.get_context_data(title="The new key", object=key, key=key, plaintext=plaintext)
-        return TemplateResponse(self.request, "console/key.html", {**context, "back": self.admin.url_of(key)})
+        return self.secret_page(key, plaintext, f"{key.name}, for {key.tenant}" if key.tenant else key.name)
 
 
 class IssueKey(KeyVerb):

@@ -1,4 +1,4 @@
-"""Rollouts: watched here, paused, approved, promoted and aborted. They are begun over the API, where a plan is JSON."""
+"""Rollouts: watched here, paused, approved, promoted and aborted. How one is begun is in `console.pages.plans`."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from audit.services import Actor
 from console import display as show
 from console import fields, filters
 from console.base import ConsoleAdmin, ConsoleInline
+from console.pages.plans import BeginRollout, StartRollout
 from console.site import site
 from console.verbs import Verb, VerbForm
 from rollouts import services
@@ -123,7 +124,8 @@ class LooksInline(ConsoleInline):
 @admin.register(Rollout, site=site)
 class RolloutAdmin(ConsoleAdmin):
     tenant_path = "adapter__tenant_id"
-    verbs = (PauseRollout, ResumeRollout, ApproveRollout, PromoteRollout, AbortRollout)
+    adds = BeginRollout
+    verbs = (StartRollout, PauseRollout, ResumeRollout, ApproveRollout, PromoteRollout, AbortRollout)
     inlines = (StepsInline, LooksInline)
     icon = "alt_route"
     list_display = ("name", "state_", "percent", "why", "started_at", "ended_at")

@@ -1,5 +1,6 @@
 """Versions: uploaded through a form, judged by a worker, never edited."""
 
+import base64
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_exempt
 
+from adapters.signatures import SIGNATURE_BYTES
 from audit.services import Actor
 from console import display as show
 from console import fields, filters
@@ -36,9 +38,27 @@ FILES_HELP = (
 )
 
 
+SIGNATURE_HELP = "What `python -m adapters.signatures key.pem folder` prints, if the version is to be signed."
+LONGEST_SIGNATURE = 1024  # bytes of the file
+
+
 class Upload(VerbForm):
     adapter = fields.row(Version._meta.get_field("adapter"))
     files = fields.files(help_text=FILES_HELP)  # type: ignore[assignment]  # the form's own name for it is another thing
+
+    signature = fields.file(required=False, help_text=SIGNATURE_HELP)
+
+    def clean_signature(self) -> str:
+        """In base64, whether the file holds that or the bytes; `python -m adapters.signatures` says it last."""
+        given = self.cleaned_data["signature"]
+        if not given:
+            return ""
+        if given.size > LONGEST_SIGNATURE:
+            raise forms.ValidationError("That is too large to be a signature.")
+        raw: bytes = given.read()
+        if len(raw) == SIGNATURE_BYTES:
+            return base64.b64encode(raw).decode()
+        return (raw.decode("ascii", errors="replace").split() or ["?"])[-1]
 
     def prepare(self) -> None:
         mine = Adapter.objects.filter(tenant__in=self.access.tenants_as(Role.EDITOR))
@@ -75,7 +95,8 @@ class UploadVersion(Verb):
         return {"adapter": self.request.GET["adapter"]} if "adapter" in self.request.GET else {}
 
     def perform(self, form: VerbForm, actor: Actor) -> Model:
-        return services.upload_version(form.cleaned_data["adapter"], form.cleaned_data["files"], actor=actor)
+        wanted = form.cleaned_data
+        return services.upload_version(wanted["adapter"], wanted["files"], signature=wanted["signature"], actor=actor)
 
     def done(self, row: Model) -> str:
         return f"{row} is uploaded and waits for validation."
@@ -181,7 +202,7 @@ class VersionAdmin(ConsoleAdmin):
     search_fields = ("adapter__name", "adapter__tenant__slug", "digest")
     ordering = ("-created_at",)
     fields = (
-        *("adapter", "number", "state_", "aliases_", "findings_", "digest_whole", "summary_"),
+        *("adapter", "number", "state_", "aliases_", "findings_", "digest_whole", "signed_by", "summary_"),
         *("notes", "metrics_", "place_"),
         *("size_", "uploader", "created_at", "changed_at"),
     )
@@ -200,6 +221,7 @@ class VersionAdmin(ConsoleAdmin):
         absent = {
             "findings_": obj is None or not obj.findings,
             "digest_whole": obj is None or not obj.digest,
+            "signed_by": obj is None or obj.signed_by_id is None,
             "summary_": obj is None or not obj.summary,
             "notes": obj is None or not obj.notes,
             "metrics_": obj is None or not obj.metrics,
