@@ -17,8 +17,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, ParamSpec, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -29,14 +30,34 @@ from adapters.manifest import File, Manifest, chunks, is_digest
 
 _MANIFEST_BYTES: Final = 1 << 20
 
+_S3_ERRORS: Final = ("botocore", "aiobotocore", "aiohttp")  # what s3fs lets through of a server that is away
+
 Turn = Callable[[], AbstractContextManager[None]]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _told_as_os_error(act: Callable[P, R]) -> Callable[P, R]:
+    """A server that is away, or gives up in the middle, is an OSError, as a disk's faults are."""
+
+    @wraps(act)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return act(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, OSError) or not type(error).__module__.startswith(_S3_ERRORS):
+                raise
+            raise OSError(f"the store does not answer: {type(error).__name__}") from error
+
+    return told
 
 
 class Store:
     """A content-addressed store under an fsspec URL (file://, s3://, memory://).
 
-    Any number of processes may put, fetch and delete at once. On a local store deletes wait for puts by a file lock; on
-    an object store the caller sees to it that a delete doesn't run beside a put of the same files.
+    Any number of processes may put, fetch and delete at once. A store that can't be reached is an OSError. On a local
+    store deletes wait for puts by a file lock; on an object store the caller sees to it that a delete doesn't run
+    beside a put of the same files.
     """
 
     def __init__(self, url: str) -> None:
@@ -45,6 +66,7 @@ class Store:
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
+    @_told_as_os_error
     def put(self, folder: Path) -> Manifest:
         """Store the files of `folder`; twice is as good as once. Raises Corrupt if they change meanwhile, OSError."""
         manifest = Manifest.of(folder)
@@ -55,9 +77,11 @@ class Store:
                 self._write(self._manifest_path(manifest.digest), manifest.canonical())
         return manifest
 
+    @_told_as_os_error
     def has(self, digest: str) -> bool:
         return is_digest(digest) and bool(self._fs.exists(self._manifest_path(digest)))
 
+    @_told_as_os_error
     def manifest(self, digest: str) -> Manifest:
         """Raises Missing where there is no such version, Corrupt where its manifest isn't what its digest says."""
         if not is_digest(digest):
@@ -71,6 +95,7 @@ class Store:
             raise Corrupt(f"the manifest of {digest} has the digest {manifest.digest}")
         return manifest
 
+    @_told_as_os_error
     def fetch(self, digest: str, into: Path, manifest: Manifest | None = None, turn: Turn = nullcontext) -> Manifest:
         """Copy a version's files into the folder `into`, hashing every byte on the way.
 
@@ -91,6 +116,7 @@ class Store:
             raise
         return manifest
 
+    @_told_as_os_error
     def delete(self, digest: str) -> None:
         """Forget a version, and its blobs unless other versions hold them. Deleting what isn't there does nothing."""
         with self._lock(fcntl.LOCK_EX):
@@ -113,6 +139,7 @@ class Store:
             if is_digest(digest := "sha256:" + path.rpartition("/")[2]):
                 yield digest
 
+    @_told_as_os_error
     def sweep(self, older_than: float) -> int:
         """Remove what dead processes left: files that are older than so many seconds and that no version holds.
 
@@ -127,6 +154,7 @@ class Store:
                 self._fs.rm_file(path)
         return len(left)
 
+    @_told_as_os_error
     def _list(self, folder: str) -> list[str]:
         try:
             return [str(path) for path in self._fs.ls(f"{self._root}/{folder}", detail=False)]

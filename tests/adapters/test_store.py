@@ -2,8 +2,10 @@
 
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,33 @@ from tests.adapters.builders import adapter, write
 FILES = adapter()
 
 
-@pytest.fixture(params=["file", "memory"])
+# The lock has neither: `pip install s3fs "moto[server]"` makes all of this run against S3's own protocol too.
+S3 = find_spec("s3fs") is not None and find_spec("moto") is not None
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """An S3 bucket on loopback."""
+    server = import_module("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir("lorayard")
+        yield "s3://lorayard"
+    server.stop()
+
+
+@pytest.fixture(params=["file", "memory", *(["s3"] if S3 else [])])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """One on the disk, and one on a file system that only fsspec knows."""
-    return Store(f"file://{tmp_path}/store" if request.param == "file" else f"memory://{uuid.uuid4().hex}")
+    """One on the disk, one on a file system that only fsspec knows, and one on S3 where that can be had."""
+    name = uuid.uuid4().hex
+    if request.param == "s3":
+        return Store(f"{request.getfixturevalue('bucket')}/{name}")
+    return Store(f"file://{tmp_path}/store" if request.param == "file" else f"memory://{name}")
 
 
 @pytest.fixture
@@ -244,6 +269,25 @@ def test_puts_and_deletes_at_once_never_leave_a_version_in_part(local: Store, tm
     for digest in digests:
         local.delete(digest)
     assert stored(local) == set()
+
+
+@pytest.mark.skipif(not S3, reason="needs s3fs and moto")
+def test_a_server_that_is_away_is_an_os_error(tmp_path: Path) -> None:
+    nowhere = {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": "s"}
+    away = Store("s3://lorayard/away")
+    away._fs = fsspec.filesystem("s3", **nowhere, config_kwargs={"retries": {"total_max_attempts": 1}})
+    away._fs.retries = 1
+    folder = write(tmp_path / "a", FILES)
+    digest = Manifest.of(folder).digest
+    for act in (
+        lambda: away.put(folder),
+        lambda: away.has(digest),
+        lambda: away.fetch(digest, tmp_path / "b"),
+        lambda: away.delete(digest),
+        lambda: away.sweep(0),
+    ):
+        with pytest.raises(OSError, match="does not answer"):
+            act()
 
 
 def test_a_url_of_no_known_kind_is_an_error_at_once() -> None:
