@@ -1,8 +1,11 @@
 from collections.abc import Callable
+from typing import Any
 
 import openai
 import pytest
 
+from config import env
+from inference.client import EngineClient
 from tests.gateway.conftest import Customer
 
 
@@ -46,3 +49,28 @@ def test_a_key_for_some_adapters_sees_and_calls_no_others(
     assert [model.id for model in narrow.openai.models.list()] == [base_name]
     with pytest.raises(openai.NotFoundError):
         narrow.chat("support")
+
+
+async def test_an_adapter_is_listed_before_and_after_it_is_loaded_on_demand(
+    buyer: Customer, stranger: Customer, platform: Any, engine: str
+) -> None:
+    """Other platforms forget to list what was not loaded by hand."""
+    digest = platform.call("GET", "adapters/support/versions/1", buyer.key)["digest"]
+    client = EngineClient(engine, env.load().engine_secret)
+
+    async def tier() -> str:
+        adapters = {adapter.digest: adapter.tier for adapter in (await client.residency()).adapters}
+        return adapters.get(digest, "store")
+
+    async def listed(who: Customer) -> set[str]:
+        return {model.id for model in (await who.async_openai.models.list()).data}
+
+    await client.evict(digest)
+    before, strangers = await listed(buyer), await listed(stranger)
+    assert await tier() == "store", "it is loaded before anybody asked"
+    await buyer.async_openai.completions.create(model="support@v1", prompt="hello", max_tokens=1)
+    assert await tier() == "device"
+    assert "gate-acme/support" in before
+    assert await listed(buyer) == before
+    assert await listed(stranger) == strangers
+    await client.close()
