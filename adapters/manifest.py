@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,9 @@ from adapters.files import CHUNK, DROPPED, open_regular
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+Turn = Callable[[], AbstractContextManager[None]]
+"""Every chunk is hashed or written within one; what it raises ends the work."""
 
 
 def is_digest(text: str) -> bool:
@@ -45,11 +49,12 @@ class File:
             raise ValueError(f"{self.sha256!r} can't be a sha256")
 
     @classmethod
-    def of(cls, path: Path) -> File:
+    def of(cls, path: Path, turn: Turn = nullcontext) -> File:
         hasher, size = hashlib.sha256(), 0
         with open_regular(path) as source:
             for chunk in chunks(source):
-                hasher.update(chunk)
+                with turn():
+                    hasher.update(chunk)
                 size += len(chunk)
         return cls(path.name, size, hasher.hexdigest())
 
@@ -69,10 +74,10 @@ class Manifest:
         object.__setattr__(self, "files", ordered)
 
     @classmethod
-    def of(cls, folder: Path) -> Manifest:
+    def of(cls, folder: Path, turn: Turn = nullcontext) -> Manifest:
         """Hash every file in `folder` but the dropped ones. Raises Rejected on a link, OSError, ValueError."""
         names = sorted(name for name in os.listdir(folder) if name not in DROPPED)
-        return cls(tuple(File.of(folder / name) for name in names))
+        return cls(tuple(File.of(folder / name, turn) for name in names))
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
@@ -26,13 +26,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from adapters.errors import Corrupt, Missing
 from adapters.files import open_regular
-from adapters.manifest import File, Manifest, chunks, is_digest
+from adapters.manifest import File, Manifest, Turn, chunks, is_digest
 
 _MANIFEST_BYTES: Final = 1 << 20
 
 _S3_ERRORS: Final = ("botocore", "aiobotocore", "aiohttp")  # what s3fs lets through of a server that is away
 
-Turn = Callable[[], AbstractContextManager[None]]
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -32,7 +32,8 @@ from inference.engine.sequence import Sequence
 from inference.lora.arena import Arena
 from inference.lora.disk import DiskCache
 from inference.lora.slots import SlotPool
-from inference.lora.source import Loader
+from inference.lora.source import Loader, Pace
+from inference.lora.turns import SHARE
 from inference.lora.weights import AdapterWeights
 from inference.models.load import load
 
@@ -65,14 +66,16 @@ class Bench:
         adapters: int,
         slots: int,
         make: Callable[[Path, BaseSpec, int], Path] = make_adapter,
+        share: float = SHARE,
     ) -> None:
         cpu = torch.device("cpu")
         model = load(str(make_model(folder / "base", layers)), cpu, torch.float32, slots)
         store = Store(f"file://{folder}/store")
         made = (make(folder / f"a{number}", model.spec, number) for number in range(adapters))
         self.digests = [store.put(adapter).digest for adapter in made]
-        self.loader = Loader(DiskCache(store, folder / "cache"), model.spec, model.sites.frozen, cpu)
-        arena = Arena(slots * 40 << 20, cpu, self.loader.fill)
+        cache = DiskCache(store, folder / "cache")
+        self.loader = Loader(cache, model.spec, model.sites.frozen, cpu, pace=Pace(share=share), busy=self._busy)
+        arena = Arena(slots * 40 << 20, cpu, self.loader.fill, self.loader.turns.take)
         self.slots = SlotPool(slots, model.sites, self._load, room=arena)
         limits = Limits(SHAPE["max_position_embeddings"], SHAPE["vocab_size"], 64, 1024)
         self.scheduler = Scheduler(limits, BlockPool(1024, 16), self.slots)
@@ -118,6 +121,9 @@ class Bench:
         self.engine.ask(lambda: self.slots.evict(digest)).result(60)
         if host:
             self.loader.host.pop(digest)
+
+    def _busy(self) -> bool:
+        return bool(self.scheduler.running)
 
     def _load(self, digest: str) -> Future[AdapterWeights]:
         future = self.loader.load(digest)
@@ -174,9 +180,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="that a round looks at rows alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--share", type=float, default=SHARE, help="of the time that loads may work beside rows")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="loading-") as folder:
-        bench = Bench(Path(folder), arguments.layers, arguments.cold + 1, arguments.cold + 2)
+        bench = Bench(Path(folder), arguments.layers, arguments.cold + 1, arguments.cold + 2, share=arguments.share)
         measure(bench, arguments)
         bench.engine.stop()
 

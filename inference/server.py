@@ -76,9 +76,10 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             host_limit=share.host,
             largest=share.arena,
             pace=Pace(timeout=arguments.load_timeout),
+            busy=lambda: model.device.type == "cpu" and bool(self._scheduler.running),
         )
         loader, waking = self._loader, self._waking
-        arena = Arena(share.arena, model.device, lambda copy: waking(loader.fill(copy)))
+        arena = Arena(share.arena, model.device, lambda copy: waking(loader.fill(copy)), loader.turns.take)
         limits = Limits(spec.context_length, spec.vocab_size, arguments.max_rows, arguments.max_batch_tokens)
         slots = SlotPool(
             arguments.slots,

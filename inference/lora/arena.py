@@ -15,18 +15,17 @@ import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from inference.lora.weights import AdapterWeights, virtual
+from adapters.manifest import Turn
+from inference.lora.weights import AdapterWeights, copy, virtual
 
 PAGE = 4096  # bytes
-CHUNK = 4 << 20  # bytes that are copied without a pause
 
 Submit = Callable[[Callable[[], AdapterWeights]], Future[AdapterWeights]]
 
@@ -59,15 +58,17 @@ class Lease:
 
 
 class Arena:
-    """`size` bytes on `device`. One thread makes and releases leases; `fill` copies in the threads of `submit`."""
+    """`size` bytes on `device`. One thread makes and releases leases; `fill` copies in the threads of `submit`, and on
+    a CPU every chunk within a `turn()`."""
 
     page = PAGE
 
-    def __init__(self, size: int, device: torch.device, submit: Submit | None = None) -> None:
+    def __init__(self, size: int, device: torch.device, submit: Submit | None = None, turn: Turn = nullcontext) -> None:
         self.total = size // PAGE
         self._free = [Run(0, self.total)] if self.total else []  # by first page; neighbours are always joined
         self._leases: set[Lease] = set()
         self._submit = submit or _at_once
+        self._turn = turn
         self._cuda = device.type == "cuda"
         self._memory = None if self._cuda else virtual(self.bytes or PAGE)
         self.buffer: Tensor = (
@@ -137,7 +138,9 @@ class Arena:
     def _filled(self, lease: Lease, weights: AdapterWeights) -> AdapterWeights:
         assert weights.buffer is not None, "only what was packed on the host can be copied"
         if self._stream is None:
-            _copy(self.buffer.numpy(), weights.buffer.numpy(), lease)
+            for run in lease.runs:
+                target = self.buffer.numpy()[run.first * PAGE :]
+                copy(target, weights.buffer.numpy()[run.begin : run.end], self._turn)
         else:
             self._copy_aside(self._stream, weights.buffer, lease)
 
@@ -197,15 +200,6 @@ def _joined(runs: Sequence[Run]) -> Iterator[Run]:
             first, pages = run.first, run.pages
     if pages:
         yield Run(first, pages)
-
-
-def _copy(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any], lease: Lease) -> None:
-    """In chunks, each copied without the interpreter's lock."""
-    for run in lease.runs:
-        for begin in range(run.begin, run.end, CHUNK):
-            end = min(begin + CHUNK, run.end)
-            at = lease.at(begin)
-            np.copyto(target[at : at + end - begin], source[begin:end])
 
 
 def _at_once(job: Callable[[], AdapterWeights]) -> Future[AdapterWeights]:

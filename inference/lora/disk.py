@@ -11,16 +11,15 @@ Engines may share a folder; each counts what it knows of.
 import fcntl
 import os
 import shutil
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.errors import Corrupt
-from adapters.manifest import Manifest, is_digest
-from adapters.store import Store, Turn
+from adapters.errors import Corrupt, Rejected
+from adapters.manifest import Manifest, Turn, is_digest
+from adapters.store import Store
 from inference.lora.bounded import Bounded, Tally
 from inference.lora.weights import TooLarge
 
@@ -42,7 +41,6 @@ class DiskCache:
         self._store = store
         self._folder = folder
         self._copies: Bounded[Copy] = Bounded(limit)
-        self._verifying = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         self._find()
@@ -63,18 +61,25 @@ class DiskCache:
         return self._copies.sizes()
 
     @contextmanager
-    def open(self, digest: str, turn: Turn = nullcontext) -> Iterator[Path]:
+    def open(self, digest: str, turn: Turn = nullcontext, keep: Callable[[], bool] = lambda: True) -> Iterator[Path]:
         """The folder with a version's files, fetched if need be, every chunk within a `turn()`, which may raise.
 
-        Raises Missing, Corrupt, TooLarge, OSError.
+        What was fetched is gone afterwards where `keep()` then says no. Raises Missing, Corrupt, TooLarge, OSError.
         """
         copy = self._copies.get(digest, use=True)
-        if copy is not None and not self._good(digest, copy):
+        if copy is not None and not self._good(digest, copy, turn):
             self.drop(digest)
             copy = None
         if copy is None:
-            with self.tally.timed():
-                copy = self._fetch(digest, turn)
+            with self._fetched(digest, turn) as (part, manifest):
+                if not keep():
+                    yield part
+                    return
+                copy = Copy(self._path(digest), verified=True)
+                self._publish(part, copy.folder, manifest)
+            self._delete(*(old for _, old in self._copies.put(digest, copy, manifest.size, use=True)))
+            if not keep():
+                self.drop(digest)
         try:
             with suppress(OSError):
                 os.utime(copy.folder)  # what is used last is known after a restart
@@ -87,28 +92,26 @@ class DiskCache:
         if (copy := self._copies.pop(digest)) is not None:
             self._delete(copy)
 
-    def _good(self, digest: str, copy: Copy) -> bool:
+    def _good(self, digest: str, copy: Copy, turn: Turn) -> bool:
         """Whether a copy is there and what its digest says, asked once for one that was found at the start."""
-        with self._verifying:
-            if not copy.verified:
-                with suppress(Exception):
-                    copy.verified = Manifest.of(copy.folder).digest == digest
+        if not copy.verified:
+            with suppress(OSError, ValueError, Rejected):
+                copy.verified = Manifest.of(copy.folder, turn).digest == digest
         return copy.verified and copy.folder.is_dir()
 
-    def _fetch(self, digest: str, turn: Turn) -> Copy:
-        manifest = self._store.manifest(digest)
-        if manifest.size > self.limit:
-            raise TooLarge(manifest.size, "the disk cache", self.limit)
-        self._delete(*(copy for _, copy in self._copies.promise(manifest.size)))
-        try:
-            copy = Copy(self._path(digest), verified=True)
-            with self._part() as part:
+    @contextmanager
+    def _fetched(self, digest: str, turn: Turn) -> Iterator[tuple[Path, Manifest]]:
+        """A version's files in a folder that is gone after the block, unless it was moved."""
+        with ExitStack() as stack:
+            with self.tally.timed():
+                manifest = self._store.manifest(digest)
+                if manifest.size > self.limit:
+                    raise TooLarge(manifest.size, "the disk cache", self.limit)
+                self._delete(*(copy for _, copy in self._copies.promise(manifest.size)))
+                stack.callback(self._copies.withdraw, manifest.size)
+                part = stack.enter_context(self._part())
                 self._store.fetch(digest, part, manifest, turn)
-                self._publish(part, copy.folder, manifest)
-        finally:
-            self._copies.withdraw(manifest.size)
-        self._delete(*(old for _, old in self._copies.put(digest, copy, manifest.size, use=True)))
-        return copy
+            yield part, manifest
 
     @contextmanager
     def _part(self) -> Iterator[Path]:

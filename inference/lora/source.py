@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.errors import Corrupt, Missing, Rejected
+from adapters.manifest import Turn
 from inference.errors import AdapterMissing, AdapterUnavailable, EngineError
 from inference.lora import weights
 from inference.lora.bounded import Bounded
 from inference.lora.disk import UNLIMITED, DiskCache
 from inference.lora.threads import GivenUp, Threads
+from inference.lora.turns import SHARE, Turns
 from inference.lora.weights import AdapterWeights, TooLarge
 
 log = logging.getLogger(__name__)
@@ -34,9 +36,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass(frozen=True)
 class Pace:
-    """How loads are tried: at most `attempts` times within `timeout` seconds, first again after `pause` seconds.
+    """How loads are tried: at most `attempts` times within `timeout` seconds, first again after `pause` seconds. One
+    that has half of its time left does not rest any more between its turns.
 
-    `fetching`, `reading`: how many adapters are fetched from the store, and read from the disk, at a time.
+    `fetching`, `reading`: how many adapters are fetched from the store, and read from the disk, at a time. `share`: of
+    the time that they take while the engine is busy.
     """
 
     timeout: float = 60.0
@@ -44,13 +48,23 @@ class Pace:
     pause: float = 0.2
     fetching: int = 16
     reading: int = 2
+    share: float = SHARE
+
+
+@dataclass(eq=False)
+class Flight:
+    """One load under way. What is dropped meanwhile is answered, and kept nowhere."""
+
+    future: Future[AdapterWeights] = field(default_factory=Future)
+    dropped: bool = False
 
 
 class Loader:
     """Reads adapters in threads of its own, so that no step waits for a disk. Futures fail with inference.errors.
 
-    What is on the disk doesn't stand in line behind what must be fetched. One thread hashes or unpacks at a time, and
-    gives way to the step loop's. Host memory keeps at most `host_limit` bytes; an adapter may have at most `largest`.
+    What is on the disk doesn't stand in line behind what must be fetched. One thread hashes or copies at a time, in
+    short turns, and while the engine is `busy()` most of the time none does. Host memory keeps at most `host_limit`
+    bytes; an adapter may have at most `largest`.
     """
 
     def __init__(
@@ -63,6 +77,7 @@ class Loader:
         host_limit: int = UNLIMITED,
         largest: int = UNLIMITED,
         pace: Pace = Pace(),
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.cache = cache
         self.host: Bounded[AdapterWeights] = Bounded(host_limit)
@@ -76,21 +91,22 @@ class Loader:
         self._fetching = Threads(pace.fetching, pace.timeout, _late, nice=NICE, name="adapter-fetch")
         self._reading = Threads(pace.reading, pace.timeout, _late, nice=NICE, name="adapter-read")
         self._filling = Threads(pace.reading, nice=NICE, name="adapter-fill")
-        self._working = threading.Lock()
+        self.turns = Turns(busy, pace.share)
         self._lock = threading.Lock()
-        self._flights: dict[str, Future[AdapterWeights]] = {}
+        self._flights: dict[str, Flight] = {}
 
     def load(self, digest: str) -> Future[AdapterWeights]:
         """An adapter on the host; one that is under way already is not begun twice."""
         with self._lock:
-            if (flight := self._flights.get(digest)) is not None and not flight.cancelled():
-                return flight
+            if (under_way := self._flights.get(digest)) is not None and not under_way.future.cancelled():
+                return under_way.future
             if (kept := self.host.get(digest)) is not None:
                 return _done(kept)
             threads = self._reading if digest in self.cache.sizes() else self._fetching
-            flight = self._flights[digest] = threads.submit(partial(self._load, digest))
-        flight.add_done_callback(partial(self._land, digest))
-        return flight
+            flight = self._flights[digest] = Flight()
+            flight.future = threads.submit(partial(self._load, digest, flight))
+        flight.future.add_done_callback(lambda _: self._land(digest, flight))
+        return flight.future
 
     def fill(self, copy: Callable[[], AdapterWeights]) -> Future[AdapterWeights]:
         """Run a copy to the device (arena.Submit). It is never given up, since it would go on writing there."""
@@ -99,7 +115,8 @@ class Loader:
     def drop(self, digest: str) -> None:
         """Free what the host and the disk hold of an adapter. A load that is under way ends, and is not kept."""
         with self._lock:
-            self._flights.pop(digest, None)
+            if (flight := self._flights.pop(digest, None)) is not None:
+                flight.dropped = True
             self.host.pop(digest)
         self.cache.drop(digest)
 
@@ -108,16 +125,19 @@ class Loader:
         self._reading.close()
         self._filling.close()
 
-    def _land(self, digest: str, flight: Future[AdapterWeights]) -> None:
+    def _land(self, digest: str, flight: Flight) -> None:
         with self._lock:
             if self._flights.get(digest) is flight:
                 del self._flights[digest]
 
-    def _load(self, digest: str, given_up: GivenUp) -> AdapterWeights:
+    def _load(self, digest: str, flight: Flight, given_up: GivenUp) -> AdapterWeights:
         """Store to disk to host, tried again where that may help."""
+        turn = partial(self._turn, given_up, time.monotonic() + self._pace.timeout / 2)
         for attempt in itertools.count(1):
             try:
-                return self._read(digest, given_up)
+                return self._read(digest, flight, turn)
+            except _GivenUp:
+                raise
             except Exception as error:
                 if not _passing(error) or attempt == self._pace.attempts or given_up():
                     self.failures += 1
@@ -126,19 +146,19 @@ class Loader:
             time.sleep(self._pace.pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
         raise AssertionError
 
-    def _read(self, digest: str, given_up: GivenUp) -> AdapterWeights:
-        turn = partial(self._turn, given_up)
-        with self.cache.open(digest, turn) as folder, turn(), self.host.tally.timed():
-            read = weights.read(folder, self._base, CPU, self._frozen, pinned=self._pinned, largest=self._largest)
+    def _read(self, digest: str, flight: Flight, turn: Turn) -> AdapterWeights:
+        base, frozen, pinned, largest = self._base, self._frozen, self._pinned, self._largest
+        with self.cache.open(digest, turn, lambda: not flight.dropped) as folder, self.host.tally.timed():
+            read = weights.read(folder, base, CPU, frozen, pinned=pinned, largest=largest, turn=turn)
         with self._lock:
-            if digest in self._flights:  # it wasn't dropped meanwhile
+            if not flight.dropped:
                 self.host.put(digest, read, read.nbytes)
         return read
 
     @contextmanager
-    def _turn(self, given_up: GivenUp) -> Iterator[None]:
-        """Held by one thread at a time: however many loads are under way, one core at most computes for them."""
-        with self._working:
+    def _turn(self, given_up: GivenUp, hurry_from: float) -> Iterator[None]:
+        """However many loads are under way, one core at most computes for them."""
+        with self.turns.take(hurry=time.monotonic() > hurry_from):
             if given_up():
                 raise _GivenUp
             yield

@@ -7,7 +7,7 @@ loader's thread, so that a step only multiplies and adds.
 import math
 import mmap
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.header import read_header
+from adapters.manifest import Turn
 from adapters.peft import Layout, LoraPair, layout, read_config
 from inference.lora import dora
 
 ALIGNMENT = 64  # bytes; a cache line
+CHUNK = 1 << 20  # bytes that are copied in one turn
 
 Pair = tuple[Tensor, Tensor, float]
 
@@ -96,24 +98,27 @@ def read(
     *,
     pinned: bool = False,
     largest: float = math.inf,
+    turn: Turn = nullcontext,
 ) -> AdapterWeights:
     """An adapter's tensors, packed; pairs in their own dtype, what replaces the base's in the base's.
 
     `frozen`: the base's parameters by name, on whatever device. `pinned`: into page-locked memory, which CUDA reads by
-    itself. Raises Rejected if the files don't fit `base`, TooLarge before it takes more than `largest` bytes.
+    itself. Whatever takes long is done bit by bit, each within a `turn()`. Raises Rejected if the files don't fit the
+    base, TooLarge before it takes more than `largest` bytes.
     """
     file = folder / "adapter_model.safetensors"
     plan = layout(read_config(folder / "adapter_config.json"), read_header(file), base)
     with safe_open(file, framework="pt") as tensors, torch.inference_mode():
-        return _packed(_Reader(tensors.get_tensor, frozen).read(plan, base), device, pinned, largest)
+        return _packed(_Reader(tensors.get_tensor, frozen, turn).read(plan, base), device, pinned, largest, turn)
 
 
 class _Reader:
     """Makes the tensors of one adapter, loose."""
 
-    def __init__(self, tensor: Callable[[str], Tensor], frozen: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensor: Callable[[str], Tensor], frozen: Mapping[str, Tensor], turn: Turn) -> None:
         self._tensor = tensor
         self._frozen = frozen
+        self._turn = turn
 
     def read(self, plan: Layout, base: BaseSpec) -> AdapterWeights:
         changed = self._changed(plan)
@@ -138,8 +143,10 @@ class _Reader:
         changed: dict[str, dict[str, Tensor]] = {}
         for each in plan.replaced:
             own = self._frozen[f"{each.module}.{each.parameter}"]
-            new = read.setdefault(each.tensor, self._tensor(each.tensor).to(own))
-            if not torch.equal(new, own):
+            with self._turn():
+                new = read.setdefault(each.tensor, self._tensor(each.tensor).to(own))
+                same = torch.equal(new, own)
+            if not same:
                 changed.setdefault(each.module, {})[each.parameter] = new
         return changed
 
@@ -150,7 +157,7 @@ class _Reader:
         if pair.magnitude:
             base = self._frozen[f"{pair.module}.weight"] if weight is None else weight
             a, b = a.to(base.device, torch.float32), b.to(base.device, torch.float32)
-            factor = self._tensor(pair.magnitude).to(b) / dora.linear_norms(base, a, b, pair.scale)
+            factor = self._tensor(pair.magnitude).to(b) / dora.linear_norms(base, a, b, pair.scale, self._turn)
             b = factor[:, None] * b
         extra = pair.scale * self._tensor(pair.bias).float() if pair.bias else None
         return (a, b, pair.scale), Correction(weight, factor, self._shift(pair.module, own, factor, extra))
@@ -162,7 +169,7 @@ class _Reader:
         if pair.magnitude:
             base = self._frozen[f"{pair.module}.weight"] if weight is None else weight
             a, b = a.to(base.device, torch.float32), b.to(base.device, torch.float32)
-            factor = self._tensor(pair.magnitude).to(b) / dora.embedding_norms(base, a, b, pair.scale)
+            factor = self._tensor(pair.magnitude).to(b) / dora.embedding_norms(base, a, b, pair.scale, self._turn)
             b = factor[:, None] * b
         return (a, b, pair.scale), Correction(weight, factor)
 
@@ -186,7 +193,7 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to(dtype), b.to(dtype)
 
 
-def _packed(loose: AdapterWeights, device: torch.device, pinned: bool, largest: float) -> AdapterWeights:
+def _packed(loose: AdapterWeights, device: torch.device, pinned: bool, largest: float, turn: Turn) -> AdapterWeights:
     """The same with every tensor a view into one new buffer on the device; one that occurs twice is there once."""
     places: dict[int, tuple[int, Tensor]] = {}
     end = 0
@@ -208,7 +215,7 @@ def _packed(loose: AdapterWeights, device: torch.device, pinned: bool, largest: 
     buffer = torch.empty(end, dtype=torch.uint8, pin_memory=True) if pinned else _buffer(end)
     flat = buffer.numpy()
     for start, tensor in places.values():
-        np.copyto(flat[start : start + tensor.nbytes], _bytes(tensor))
+        copy(flat[start : start + tensor.nbytes], _bytes(tensor), turn)
     there = buffer.to(device)
     starts = tuple(start for start, _ in places.values())
     return replace(loose.map(lambda tensor: view(there, tensor)), nbytes=end, buffer=there, starts=starts)
@@ -217,6 +224,14 @@ def _packed(loose: AdapterWeights, device: torch.device, pinned: bool, largest: 
 def _bytes(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Copied by numpy, which takes neither the interpreter's lock nor the cores that steps run on, as torch would."""
     return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def copy(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any], turn: Turn) -> None:
+    """In chunks, each within a `turn()` and without the interpreter's lock."""
+    for begin in range(0, len(source), CHUNK):
+        part = source[begin : begin + CHUNK]
+        with turn():
+            np.copyto(target[begin : begin + len(part)], part)
 
 
 def virtual(size: int) -> mmap.mmap:

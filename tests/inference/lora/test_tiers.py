@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.manifest import Manifest
-from adapters.store import Store, Turn
+from adapters.manifest import Manifest, Turn
+from adapters.store import Store
 from inference.errors import AdapterMissing, AdapterUnavailable, EngineError
 from inference.lora.disk import DiskCache
 from inference.lora.source import Loader, Pace
@@ -284,9 +284,31 @@ def test_dropping_a_version_frees_host_and_disk_and_what_is_under_way_is_not_kep
         coming = loader.load(b)
         loader.drop(b)
     assert coming.result(60).nbytes
-    assert loader.host.bytes == 0
-    assert a not in loader.cache.sizes()
-    assert not (shelf.folder / a.replace(":", "-")).exists()
+    assert (loader.host.bytes, loader.cache.bytes, loader.cache.sizes()) == (0, 0, {})
+    assert [path.name for path in shelf.folder.iterdir()] == [".lock"]
+
+
+def test_what_is_dropped_just_when_it_has_come_is_not_kept(shelf: Shelf) -> None:
+    cache, dropped = shelf.loader().cache, iter([True, False])
+    with cache.open(shelf.digests[0], keep=lambda: next(dropped)):
+        pass
+    assert cache.sizes() == {}
+    assert [path.name for path in shelf.folder.iterdir()] == [".lock"]
+
+
+def test_a_copy_that_is_verified_is_read_while_another_is_hashed(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, other, _, _ = shelf.digests
+    for digest in (known, other):
+        loaded(shelf.loader(), digest)
+    loader, hashed = shelf.loader(), Manifest.of
+    loaded(loader, known)
+    loader.host.pop(known)
+    with hanging() as hang:
+        monkeypatch.setattr(Manifest, "of", lambda *asked: (hang(), hashed(*asked))[1])
+        waits = loader.load(other)
+        assert loaded(loader, known).nbytes
+        assert not waits.done()
+    assert waits.result(60).nbytes
 
 
 def test_reading_an_adapter_does_not_stop_the_batch_and_a_hanging_one_fails_alone(shelf: Shelf, workshop: Any) -> None:
@@ -327,10 +349,9 @@ from tests.inference.conftest import Base, Workshop
 
 base, folder, url, *digests = sys.argv[1:]
 arena = Arena(64 << 20, torch.device("cpu"))
-driver = Workshop(Path(folder)).engine(Base(Path(base)), load_with=None, room=arena)
+driver = Workshop(Path(folder)).engine(Base(Path(base)), load_with=lambda digest: loader.load(digest), room=arena)
 disk, model = DiskCache(Store(url), Path(folder, "cache")), driver.model
 loader = Loader(disk, model.spec, model.sites.frozen, model.device, pace=Pace(timeout=60, pause=0.01))
-driver.slots._load = loader.load
 memory = lambda: psutil.Process().memory_info().rss
 
 def cycle():
