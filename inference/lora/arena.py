@@ -25,7 +25,7 @@ from torch import Tensor
 from adapters.manifest import Turn
 from inference.lora.weights import AdapterWeights, copy, virtual
 
-PAGE = 4096  # bytes
+PAGE = mmap.PAGESIZE  # bytes; the system takes back no less
 
 Submit = Callable[[Callable[[], AdapterWeights]], Future[AdapterWeights]]
 

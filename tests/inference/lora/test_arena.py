@@ -1,6 +1,10 @@
 """Pages are leased and released, never lost or leased twice, and an adapter is found again as it was put there."""
 
+import importlib.util
+import mmap
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference.lora import arena as arena_module
 from inference.lora.arena import PAGE, Arena, Lease
 from inference.lora.weights import AdapterWeights, read
 from inference.models.load import load
@@ -130,3 +135,25 @@ def test_a_real_adapter_comes_out_of_the_arena_as_it_went_in(workshop: Any, hole
         assert d.is_contiguous()
         assert c.data_ptr() % 64 == d.data_ptr() % 64 == 0
     assert there.buffer is None, "the slot would keep the host's copy alive"
+
+
+@pytest.mark.parametrize("system", [4 << 10, 16 << 10, 64 << 10])
+def test_free_pages_go_back_whole_wherever_the_system_s_are_larger(
+    system: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ARM has pages of 16 and 64 KiB; a range that begins within one can't be given back, and one that ends there takes
+    what lies behind it along."""
+    monkeypatch.setattr(mmap, "PAGESIZE", system)
+    spec = importlib.util.spec_from_file_location("arena_elsewhere", arena_module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    elsewhere: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, elsewhere)
+    spec.loader.exec_module(elsewhere)
+    given_back: list[tuple[int, int]] = []
+    arena = elsewhere.Arena(40 * (64 << 10), CPU)
+    arena._memory = SimpleNamespace(madvise=lambda _, start, size: given_back.append((start, size)))
+    arena.release([arena.lease(packed(size)) for size in (1, 2, 1)][1])
+    arena.trim()
+    assert given_back
+    assert all(start % system == size % system == 0 for start, size in given_back)
