@@ -1,23 +1,25 @@
 """y_i = x @ W_i.T + bias_i, then y_i[s:e] += scale * (x[s:e] @ A_i.T) @ B_i.T for every segment, for linears i that
-read the same x: one call, one pass over x's adapters, for CPUs.
+read the same x: one call, one pass over x's adapters. `Linears` for CPUs, `Joined` for GPUs.
 
-    x  [rows, in]     float32
-    y  [rows, out_i]  float32, one for each linear
-    W  [out_i, in]    `Packed`: float32, or bfloat16 or float16 where that holds every number exactly
+    x  [rows, in]     float32 on a CPU
+    y  [rows, out_i]  x's dtype, one for each linear
+    W  [out_i, in]    `Packed` on a CPU: float32, or bfloat16 or float16 where that holds every number exactly
 
-Weights are packed once, in panels of outputs that lie side by side, and are the only copy: `Packed.unpack` gives them
-back. Narrow ones are widened in registers, so the arithmetic is float32's on the very same numbers, from half the
-memory traffic. A row's result depends on that row alone, bit by bit, whatever else is in the batch.
+On a CPU weights are packed once, in panels of outputs that lie side by side, and are the only copy: `Packed.unpack`
+gives them back. Narrow ones are widened in registers, so the arithmetic is float32's on the very same numbers, from
+half the memory traffic. A row's result depends on that row alone, bit by bit, whatever else is in the batch. On a GPU
+they are laid one under the other, for one product of the library's and one launch of each kernel of ours.
 """
 
 import ctypes
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from inference.kernels.library import CLinear, CWeights, library
-from inference.kernels.sgmm import DTYPES, Segments, Table
+from inference.kernels.sgmm import ALIGNED, DTYPES, Group, Segments, Table, joint_sgmm_
 
 
 def packable(weight: Tensor) -> bool:
@@ -77,6 +79,10 @@ class Linears:
         self._address = ctypes.addressof(self._native)
         self._places = (ctypes.c_void_p * len(parts))()
 
+    def weight(self, index: int) -> Tensor:
+        """Of one of them, [out, in] in float32, a copy."""
+        return self.parts[index][0].unpack()
+
     def __call__(self, x: Tensor, segments: Segments) -> list[Tensor]:
         """x: [..., in]; a y [..., out] for each linear. `Segments.of([], [])` leaves the adapters out."""
         native = library()
@@ -93,3 +99,37 @@ class Linears:
             self._places[index] = y.data_ptr()
         native.linear(self._places, x.data_ptr(), self.inputs, rows, self._address, segments.address)
         return ys
+
+
+def joinable(linears: Sequence[nn.Linear]) -> bool:
+    """Whether one product can take their place: plain ones on a GPU, alike in dtype and in having a bias."""
+    weights = [linear.weight for linear in linears]
+    return (
+        len(linears) > 1
+        and all(type(linear) is nn.Linear and type(linear.weight) is nn.Parameter for linear in linears)
+        and all(weight.is_cuda and weight.dtype in DTYPES for weight in weights)
+        and len({(weight.dtype, weight.device, weight.shape[1]) for weight in weights}) == 1
+        and len({linear.bias is None for linear in linears}) == 1
+        and all(weight.shape[0] % ALIGNED == 0 for weight in weights)
+    )
+
+
+class Joined:
+    """Linears that read the same x, as one product with their weights one under the other: the only copy of them."""
+
+    def __init__(self, parts: Sequence[tuple[nn.Linear, Table]]) -> None:
+        linears = [linear for linear, _ in parts]
+        self.group = Group([table for _, table in parts])
+        self.inputs = self.group.inputs
+        self._weight = torch.cat([linear.weight for linear in linears])
+        self._bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+
+    def weight(self, index: int) -> Tensor:
+        """Of one of them, [out, in], a view."""
+        return torch.split(self._weight, self.group.widths)[index]
+
+    def __call__(self, x: Tensor, segments: Segments) -> list[Tensor]:
+        """As `Linears`; the ys are columns of one tensor."""
+        y = functional.linear(x, self._weight, self._bias)
+        joint_sgmm_(y.view(-1, self.group.outputs), x.reshape(-1, self.inputs), self.group, segments)
+        return list(torch.split(y, self.group.widths, dim=-1))

@@ -21,6 +21,7 @@ import ctypes
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -34,6 +35,7 @@ from inference.kernels.library import CSegments, CTable, library, ops
 from inference.kernels.reference import Pair
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ALIGNED = 16  # outputs: where a grouped table's columns may begin, so that a GPU reads them in wide loads
 WIDEST = 256
 """The largest rank on a GPU: what a row has room for between the two products, whatever a graph was captured with."""
 
@@ -175,8 +177,34 @@ class Table:
         if self.device_pairs.device != device:
             assert not self.any, "a table's pairs are on one device"
             self.device_pairs = self.device_pairs.to(device)
-        if self.device_pairs.is_cuda:
+        if self.device_pairs.data_ptr() != self.pairs_address:
             copy_(self.device_pairs[slot], self._memory[slot : slot + 1].view(np.int64))
+
+
+class Group:
+    """Tables of linears that read the same x and write columns side by side of one y: one launch for all of them.
+
+    pairs    int64 [tables, slots, 4]; each table's `device_pairs` is its part of it from now on
+    columns  int32 [tables + 1], where each table's columns begin and the last one's end
+    """
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        assert all(table.inputs == tables[0].inputs for table in tables)
+        assert all(table.outputs % ALIGNED == 0 for table in tables)
+        self.tables = tables
+        self.inputs = tables[0].inputs
+        self.widths = [table.outputs for table in tables]
+        self.outputs = sum(self.widths)
+        begins = [0, *accumulate(self.widths)]
+        self.columns = torch.tensor(begins, dtype=torch.int32).to(tables[0].device_pairs.device)
+        with torch.inference_mode(False):  # slots are filled outside of it too
+            self.pairs = torch.stack([table.device_pairs for table in tables])
+            for table, pairs in zip(tables, self.pairs, strict=True):
+                table.device_pairs = pairs
+
+    @property
+    def any(self) -> bool:
+        return any(table.any for table in self.tables)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -208,6 +236,18 @@ def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
     assert segments.highest < len(table.pairs)
     native.sgmm(y.data_ptr(), y_row, x.data_ptr(), x_row, table.address, segments.address)
     return None
+
+
+def joint_sgmm_(y: Tensor, x: Tensor, group: Group, segments: Segments) -> None:
+    """`sgmm_` of each of the group's tables on its columns of y [rows, all outputs]."""
+    if y.is_cuda and y.dtype in DTYPES:
+        if segments.slots and (group.any or segments.fixed):
+            from inference.kernels.gpu import sgmm as gpu  # the CPU never pays for triton
+
+            gpu.joint_sgmm_(y, x, group, segments)
+        return
+    for table, columns in zip(group.tables, torch.split(y, group.widths, dim=1), strict=True):
+        sgmm_(columns, x, table, segments)
 
 
 def _run(y: Tensor, x: Tensor, table_handle: int, segments_handle: int) -> None:

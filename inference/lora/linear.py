@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.kernels.linear import Linears, Packed
+from inference.kernels.linear import Joined, Linears
 from inference.kernels.sgmm import Segments, Table, sgmm_
 from inference.lora.weights import Correction
 
@@ -36,7 +36,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.linear.weight if self.siblings is None else self.siblings.packed(self).unpack()
+        return self.linear.weight if self.siblings is None else self.siblings.weight(self)
 
     @property
     def bias(self) -> Tensor | None:
@@ -65,14 +65,13 @@ class LoraLinear(nn.Module):
 class Siblings:
     """Linears that read the same x, computed in one call when the first of them is asked; the others fetch theirs.
 
-    Takes the members' weights over: packed, they are the only copy.
+    `linears` has taken the members' weights over, in their order: the only copy.
     """
 
-    def __init__(self, members: Sequence[LoraLinear]) -> None:
+    def __init__(self, members: Sequence[LoraLinear], linears: Linears | Joined) -> None:
         self._members = list(members)
         self._batch = members[0].batch
-        self._packed = [Packed(member.linear.weight, member.linear.bias) for member in members]
-        self._linears = Linears([(packed, m.table) for packed, m in zip(self._packed, members, strict=True)])
+        self.linears = linears
         self._x: Tensor | None = None
         self._outputs: dict[LoraLinear, Tensor] = {}
         for member in members:
@@ -81,14 +80,15 @@ class Siblings:
 
     @property
     def inputs(self) -> int:
-        return self._linears.inputs
+        return self.linears.inputs
 
     def multiply(self, x: Tensor) -> list[Tensor]:
         """Every member's x @ W.T + bias, without adapters."""
-        return self._linears(x, NO_SEGMENTS)
+        return self.linears(x, NO_SEGMENTS)
 
-    def packed(self, member: LoraLinear) -> Packed:
-        return self._packed[self._members.index(member)]
+    def weight(self, member: LoraLinear) -> Tensor:
+        """A member's own, [out, in]."""
+        return self.linears.weight(self._members.index(member))
 
     def output(self, member: LoraLinear, x: Tensor) -> Tensor:
         if self._x is not x or member not in self._outputs:
@@ -101,7 +101,7 @@ class Siblings:
     def _compute(self, x: Tensor) -> None:
         segments = self._batch.segments
         exceptional = any(slot in m.corrections for m in self._members if m.corrections for slot in segments.slots)
-        ys = self._linears(x, NO_SEGMENTS if exceptional else segments)
+        ys = self.linears(x, NO_SEGMENTS if exceptional else segments)
         self._x, self._outputs = x, dict(zip(self._members, ys, strict=True))
         if exceptional:
             for member, y in self._outputs.items():

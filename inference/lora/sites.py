@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapters.base import BaseSpec, routed
-from inference.kernels.linear import packable
+from inference.kernels.linear import Joined, Linears, Packed, joinable, packable
 from inference.kernels.sgmm import Table
 from inference.lora.embedding import LoraEmbedding
 from inference.lora.linear import Batch, LoraLinear, Siblings
@@ -15,7 +15,7 @@ from inference.lora.weights import AdapterWeights
 
 
 class Frozen(Mapping[str, Tensor]):
-    """The base's own parameters by name; those that were packed are unpacked anew at every look."""
+    """The base's own parameters by name; those that siblings took over are asked of them anew at every look."""
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self._plain = parameters
@@ -68,24 +68,24 @@ class Sites:
         return {name: linear.table for name, linear in self._linears.items()}
 
     def pack(self, run: Callable[[], object]) -> None:
-        """Hand the linears to the CPU kernels, together those that read the same x, as the forward pass `run` shows."""
+        """Compute linears that read the same x, as the forward pass `run` shows, in one call; on a CPU, each in one."""
         read: list[tuple[Tensor, LoraLinear]] = []
 
         def note(linear: nn.Module, inputs: tuple[Any, ...]) -> None:
             assert isinstance(linear, LoraLinear)
             read.append((inputs[0], linear))
 
-        packed = {f"{name}.weight": linear for name, linear in self._linears.items() if packable(linear.weight)}
-        hooks = [linear.register_forward_pre_hook(note) for linear in packed.values()]
+        hooks = [linear.register_forward_pre_hook(note) for linear in self._linears.values()]
         run()
         for hook in hooks:
             hook.remove()
         for group in _together(read):
-            Siblings(group)
-        for name, linear in packed.items():
+            _unite(group)
+        for name, linear in self._linears.items():
             if linear.siblings is None:
-                Siblings([linear])
-            self.frozen.unpack(name, linear)
+                _unite([linear])
+            if linear.siblings is not None:
+                self.frozen.unpack(f"{name}.weight", linear)
 
     def install(self, slot: int, weights: AdapterWeights) -> None:
         """Make a slot's rows use these weights. The slot must be empty."""
@@ -115,6 +115,14 @@ class Sites:
             embedding.clear(slot)
         for other in self._others.values():
             other.clear(slot)
+
+
+def _unite(group: list[LoraLinear]) -> None:
+    """Compute them in one call from now on, where there is one for them."""
+    if all(packable(member.weight) for member in group):
+        Siblings(group, Linears([(Packed(m.linear.weight, m.linear.bias), m.table) for m in group]))
+    elif joinable([member.linear for member in group]):
+        Siblings(group, Joined([(member.linear, member.table) for member in group]))
 
 
 def _together(read: list[tuple[Tensor, LoraLinear]]) -> Iterator[list[LoraLinear]]:

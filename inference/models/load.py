@@ -58,6 +58,11 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
     spec = describe(source)
     network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention.NAME)
     _refuse_layers(spec, network)
+    return equip(network, spec, device, dtype, slots)
+
+
+def equip(network: PreTrainedModel, spec: BaseSpec, device: torch.device, dtype: torch.dtype, slots: int) -> Model:
+    """Put our attention, linears and layers' parts into a model that Transformers has built for `attention.NAME`."""
     network.train(False).requires_grad_(False).to(device)
     cache = PagedCache()
     attention.attach(network, cache)
@@ -65,6 +70,8 @@ def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> M
     with torch.inference_mode():
         fuse(network, lambda: _measure(model))
         model.sites.pack(lambda: _measure(model))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what joined weights have left behind counts as taken
     return model
 
 

@@ -1,13 +1,15 @@
 """Launches the segmented-gather GEMM on a GPU. Knows shapes and tile sizes; never what a program does with them.
 
-Two launches: shrink, a program per tile and part of `in`; expand, a program per tile and block of `out`. Both depend on
-the tiles' room, the linear's shape and the family only, so they can be captured once per padded batch size and family.
+Two launches, for one linear or for a group that reads the same x: shrink, a program per tile and part of `in`; expand,
+a program per tile and block of `out`. Both depend on the tiles' room, the linears' shapes and the family only, so they
+can be captured once per padded batch size and family.
 A row's result depends on its own pair alone, bit by bit, within one family; another family sums in another order.
 
 Tile sizes follow what SGLang and vLLM found on Hopper GPUs; none was measured here. Their numerics are tested under
 Triton's interpreter and they compile for sm_80 and sm_90, but they have not run on hardware.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,7 @@ from triton import knobs
 
 from inference.kernels.gpu import sgmm_kernels as kernels
 from inference.kernels.gpu.tiles import Family
-from inference.kernels.sgmm import WIDEST, Segments, Table
+from inference.kernels.sgmm import WIDEST, Group, Segments, Table
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,43 @@ SHAPES = {
 
 def sgmm_(y: Tensor, x: Tensor, table: Table, segments: Segments) -> None:
     """The public op's face and meaning; the table's pairs lie where x does."""
+    assert x.shape[1] == table.inputs
+    assert y.shape == (x.shape[0], table.outputs)
+    _launch(y, x, table.device_pairs[None], None, [table.outputs], segments)
+
+
+def joint_sgmm_(y: Tensor, x: Tensor, group: Group, segments: Segments) -> None:
+    """`sgmm.joint_sgmm_`: the same two launches for all of a group's tables."""
+    assert x.shape[1] == group.inputs
+    assert y.shape == (x.shape[0], group.outputs)
+    _launch(y, x, group.pairs, group.columns, group.widths, segments)
+
+
+def _launch(
+    y: Tensor, x: Tensor, pairs: Tensor, columns: Tensor | None, widths: Sequence[int], segments: Segments
+) -> None:
     tiles = segments.tiles(x.device)
-    rows, inputs = x.shape
-    assert table.device_pairs.device == x.device
-    assert inputs == table.inputs
-    assert y.shape == (rows, table.outputs)
+    (rows, inputs), (tables, slots, words) = x.shape, pairs.shape
+    assert pairs.device == x.device
+    assert pairs.is_contiguous()
     assert tiles.rows <= rows
-    assert segments.highest < len(table.pairs)
+    assert segments.highest < slots
     assert x.dtype is y.dtype
     assert x.stride(1) == y.stride(1) == 1
     shape = SHAPES[tiles.family]
     splits = shape.splits(inputs)
-    bridge = torch.empty((splits, tiles.rows, WIDEST), dtype=torch.float32, device=x.device)
-    where = (table.device_pairs, tiles.numbers, tiles.rows, tiles.count, bridge, WIDEST)
+    bridge = torch.empty((tables, splits, tiles.rows, WIDEST), dtype=torch.float32, device=x.device)
+    where = (pairs, slots * words, tiles.numbers, tiles.rows, tiles.count, bridge, WIDEST)
     options = {"PRECISION": precision(x.dtype), "NATIVE": native(x.dtype), "num_warps": shape.warps}
     size = {"M": int(tiles.family), "R": shape.ranks, "SPLITS": splits}
-    kernels.shrink[(tiles.count, splits)](x, x.stride(0), *where, inputs, K=shape.inputs, **size, **options)
-    blocks = triton.cdiv(table.outputs, shape.outputs)
-    kernels.expand[(tiles.count, blocks)](y, y.stride(0), *where, table.outputs, N=shape.outputs, **size, **options)
+    kernels.shrink[(tiles.count, splits, tables)](x, x.stride(0), *where, inputs, K=shape.inputs, **size, **options)
+    kernels.expand[(tiles.count, triton.cdiv(max(widths), shape.outputs), tables)](
+        *(y, y.stride(0), *where, max(widths), pairs if columns is None else columns),
+        JOINT=columns is not None,
+        N=shape.outputs,
+        **size,
+        **options,
+    )
 
 
 def precision(dtype: torch.dtype) -> str:

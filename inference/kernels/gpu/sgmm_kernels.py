@@ -2,9 +2,11 @@
 """y[row] += scale[g] * (x[row] @ A[g].T) @ B[g].T, what runs on the device. Knows one tile; never the step or torch.
 
     x [rows, in], y [rows, out]     float32, bfloat16 or float16; unit stride along the last axis
-    pairs                           int64, four of them a slot: struct Pair of cpu/kernels.h
+    pairs                           int64, four of them a slot: struct Pair of cpu/kernels.h; `table` words a table
     tiles                           as in `tiles`: rows by place, then each tile's slot, first and last place + 1
-    bridge [SPLITS, places, width]  float32: shrink writes a plane for each part of `in`, expand adds them in order
+    bridge                          float32 [tables, SPLITS, places, width]: shrink writes a plane for each part of
+                                    `in`, expand adds them in order
+    columns                         int32, where each table's columns of y begin, multiples of 16, and the last's end
 
 Sums are float32 and in a fixed order, so results repeat bit by bit. Ranks are the slot's own: loops end and loads are
 masked there. A tile without a slot, and a slot without a pair, return before touching y.
@@ -21,6 +23,7 @@ def shrink(
     x,
     x_row,
     pairs,
+    table,
     tiles,
     places,
     count,
@@ -34,8 +37,10 @@ def shrink(
     PRECISION: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
-    """bridge[split, place] = x[row of place, part of in] @ A.T; a program per tile and part."""
+    """bridge[table, split, place] = x[row of place, part of in] @ A.T; a program per tile, part and table."""
     tile, split = tl.program_id(0), tl.program_id(1)
+    pairs += tl.program_id(2) * table
+    bridge += tl.program_id(2) * SPLITS * places * width
     slot = tl.load(tiles + places + tile)
     if slot < 0:
         return
@@ -104,12 +109,15 @@ def expand(
     y,
     y_row,
     pairs,
+    table,
     tiles,
     places,
     count,
     bridge,
     width,
     outputs,
+    columns,
+    JOINT: tl.constexpr,
     M: tl.constexpr,
     R: tl.constexpr,
     N: tl.constexpr,
@@ -117,10 +125,19 @@ def expand(
     PRECISION: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
-    """y[row of place, n] += scale * (bridge[0, place] + bridge[1, place] + …) @ B.T; a program per tile and outputs."""
+    """y[row of place, n] += scale * (bridge[0, place] + bridge[1, place] + …) @ B.T; a program per tile and outputs.
+
+    JOINT: and per table, whose outputs are its columns of y; `outputs` are the widest one's.
+    """
     tile = tl.program_id(0)
     slot = tl.load(tiles + places + tile)
-    if slot < 0:
+    if JOINT:
+        begin = tl.load(columns + tl.program_id(2))
+        outputs = tl.load(columns + tl.program_id(2) + 1) - begin
+        y += tl.multiple_of(begin, 16)
+        pairs += tl.program_id(2) * table
+        bridge += tl.program_id(2) * SPLITS * places * width
+    if (slot < 0) | (tl.program_id(1) * N >= outputs):
         return
     first, last = tl.load(tiles + places + count + tile), tl.load(tiles + places + 2 * count + tile)
     _, b, rank, dtype, scale = _pair(pairs, slot)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-FILES = ("pointwise",)
+FILES = ("pointwise", "joined")
 
 
 @pytest.mark.timeout(300)

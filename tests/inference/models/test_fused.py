@@ -59,4 +59,4 @@ def test_a_checkpoint_in_bfloat16_is_kept_narrow_and_computed_in_float32(worksho
     for name, parameter in exact.named_parameters():
         assert torch.equal(model.sites.frozen[name], parameter), name
     query: Any = model.network.get_submodule("model.layers.0.self_attn.q_proj")
-    assert query.siblings.packed(query).dtype is torch.bfloat16
+    assert query.siblings.linears.parts[0][0].dtype is torch.bfloat16
