@@ -78,7 +78,11 @@ def describe(source: str) -> BaseSpec:
     BaseModelMissing where there is no config or a folder holds no weights, BaseModelUnsupported where Transformers
     can't build a causal language model from it.
     """
-    model = build(source)
+    return specify(build(source))
+
+
+def specify(model: Any) -> BaseSpec:
+    """Describe a causal language model that Transformers has built, on whatever device, before anything is put in."""
     text = model.config.get_text_config()
     return BaseSpec(
         architecture=type(model).__name__,

@@ -80,11 +80,13 @@ Record = Callable[[Room, Family | None, Replay], Replay]
 class Graphs:
     """Recordings of a model's decode steps of up to `rows` sequences of up to `context` tokens each.
 
-    Made after the cache is allocated and before anything runs; a recording keeps the addresses it has seen.
+    Made after the cache is allocated and before anything runs; a recording keeps the addresses it has seen. `last` runs
+    the last step again.
     """
 
     def __init__(self, model: Model, rows: int, context: int, block: int, record: Record) -> None:
         self.replayed = 0
+        self.last: Replay | None = None
         self._model = model
         self._rooms = [Room(size, context, block, model.device) for size in _sizes(rows)]
         self._replays: dict[tuple[int, Family | None], Replay] = {}
@@ -99,7 +101,8 @@ class Graphs:
             return None
         family = room.load(plan.rows)
         self.replayed += 1
-        return self._replays[room.rows, family]()[: len(plan.rows)]
+        self.last = self._replays[room.rows, family]
+        return self.last()[: len(plan.rows)]
 
     def _replayable(self, row: Row) -> bool:
         """One that decodes, and whose slot changes linears by pairs alone: what else it may change is Python's work."""

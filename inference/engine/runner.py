@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 
 
 class Runner:
-    """`blocks` blocks of `size` tokens are allocated for the model's cache."""
+    """`blocks` blocks of `size` tokens are allocated for the model's cache. Without `graphs` all steps run eagerly."""
 
     def __init__(self, model: Model, blocks: int, size: int) -> None:
         self._model = model
         self._size = size
-        self._graphs: Graphs | None = None
+        self.graphs: Graphs | None = None
         model.cache.allocate(blocks, size, model.dtype, model.device)
 
     @property
     def replayed(self) -> int:
         """Steps that were replayed; the others ran eagerly."""
-        return 0 if self._graphs is None else self._graphs.replayed
+        return 0 if self.graphs is None else self.graphs.replayed
 
     @torch.inference_mode()
     def record(self, rows: int, context: int, record: Record | None = None) -> None:
@@ -41,7 +41,7 @@ class Runner:
         if record is None and self._model.device.type != "cuda":
             return
         try:
-            self._graphs = Graphs(self._model, rows, context, self._size, record or on_cuda())
+            self.graphs = Graphs(self._model, rows, context, self._size, record or on_cuda())
         except Exception:
             log.exception("decode steps can't be recorded as CUDA graphs: every step runs eagerly, and slower")
 
@@ -49,7 +49,7 @@ class Runner:
     def run(self, plan: Plan) -> list[Sampled | None]:
         """One forward pass over the plan's tokens; a token for every row that samples, None for the others."""
         samplers = [row for row in plan.rows if row.samples]
-        logits = None if self._graphs is None else self._graphs.logits(plan)
+        logits = None if self.graphs is None else self.graphs.logits(plan)
         if logits is None:
             logits = self._forward(plan.rows, samplers)
         drawn = iter(sample(logits, [row.sequence for row in samplers]) if samplers else ())

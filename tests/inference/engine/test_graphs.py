@@ -176,4 +176,4 @@ def test_nothing_is_recorded_on_a_cpu(workshop: Any) -> None:
     driver = workshop.engine(workshop.base("llama"), blocks=BLOCKS)
     runner = Runner(driver.model, BLOCKS, 16)
     runner.record(16, 256)
-    assert runner._graphs is None
+    assert runner.graphs is None
