@@ -17,6 +17,7 @@ from apikeys.models import ApiKey
 from audit.models import Event
 from console.access import Access, access_of
 from inference.client import EngineClient, EngineError, Residency, Stats
+from metering.models import DailyUsage
 from registry.models import PENDING, Adapter, State, Version
 from registry.services import used
 from tenants.models import Tenant
@@ -45,6 +46,7 @@ def overview(request: HttpRequest) -> dict[str, Any]:
     return {
         "counts": _counts(access),
         "versions": _versions(access).select_related("adapter__tenant").order_by("-created_at")[:NEWEST],
+        "usage": _usage(access),
         "events": _of(access, Event.objects.select_related("tenant"))[:NEWEST],
     }
 
@@ -128,9 +130,18 @@ def _counts(access: Access) -> list[Count]:
     ]
 
 
+def _usage(access: Access) -> list[dict[str, Any]]:
+    """Requests and tokens of each of the last days that saw any, and the most that one of them saw."""
+    today = timezone.now().date()
+    days = _of(access, DailyUsage.objects.filter(day__gt=today - 2 * LATELY)).summed_by("day")
+    rows = [{**row, "tokens": row["prompt_tokens"] + row["completion_tokens"]} for row in days]
+    most = max((row["tokens"] for row in rows), default=0)
+    return [{**row, "most": most} for row in rows]
+
+
 def _versions(access: Access) -> QuerySet[Version]:
     return Version.objects.all() if access.operator else Version.objects.filter(adapter__tenant__in=access.tenants)
 
 
-def _of(access: Access, rows: QuerySet[Any]) -> QuerySet[Any]:
+def _of(access: Access, rows: Any) -> Any:
     return rows if access.operator else rows.filter(tenant__in=access.tenants)

@@ -79,6 +79,12 @@ def size(count: int) -> str:
     return f"{count} bytes" if unit == 0 else f"{amount:.1f} {UNITS[unit]}"
 
 
+def bar(value: int, most: int, text: str) -> SafeString:
+    """`value` of `most`, as a bar and in words; in another colour from 80 percent on."""
+    facts = {"value": value, "most": most, "high": most * 8 // 10, "text": text}
+    return render_to_string("console/bar.html", facts)
+
+
 def pairs(value: Any) -> SafeString:
     """Keys and values as a list, one below the other."""
     lines = [(str(name).replace("_", " "), _plain(item)) for name, item in value.items()]

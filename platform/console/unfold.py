@@ -46,10 +46,18 @@ NAVIGATION = [
             _item("Tenants", "domain", "tenants_tenant"),
             _item("API keys", "key", "apikeys_apikey"),
             _item("Webhooks", "webhook", "webhooks_endpoint"),
+            _item("Budgets", "savings", "metering_budget"),
             _item("People", "group", "auth_user"),
         ],
     },
-    {"title": "Record", "separator": True, "items": [_item("Audit events", "receipt_long", "audit_event")]},
+    {
+        "title": "Record",
+        "separator": True,
+        "items": [
+            _item("Usage", "monitoring", "metering_dailyusage"),
+            _item("Audit events", "receipt_long", "audit_event"),
+        ],
+    },
 ]
 
 UNFOLD: dict[str, Any] = {

@@ -15,6 +15,9 @@ from audit.services import SYSTEM
 from console.site import CONTENT_SECURITY_POLICY, site
 from evaluations.models import Evaluation, EvaluationSet
 from evaluations.services import create_set, request_evaluation
+from metering import ledger
+from metering.models import Budget, Call, DailyUsage, Outcome
+from metering.services import create_budget
 from registry.models import Adapter, Alias, BaseModel, State, Version
 from rollouts.models import Rollout
 from rollouts.services import Plan, create_rollout
@@ -22,7 +25,7 @@ from tenants.models import Tenant
 from webhooks.models import Endpoint
 from webhooks.services import create_endpoint, ping
 
-MODELS = [Adapter, Alias, ApiKey, BaseModel, Event, Rollout, Tenant, User, Version]
+MODELS = [Adapter, Alias, ApiKey, BaseModel, Budget, DailyUsage, Event, Rollout, Tenant, User, Version]
 MODELS += [Endpoint, Evaluation, EvaluationSet]
 LINE = b'{"messages": [{"role": "user", "content": "hi"}], "scorer": "exact", "expected": "hello"}'
 AWKWARD = ["nothing-here", "0", "99999999999999999999", "00000000-0000-0000-0000-000000000000", "_", "%FF", "<script>"]
@@ -62,6 +65,10 @@ def _whole(ours: Any, strangers: Any) -> None:
         request_evaluation(yard.tenant, greetings, f"{yard.adapter.name}@v9", actor=SYSTEM)
         endpoint, _ = create_endpoint(yard.tenant, f"https://{yard.tenant.slug}.example/hook", ["*"], actor=SYSTEM)
         ping(endpoint)
+        create_budget(yard.tenant, period="day", tokens=100, key=yard.key.pk, actor=SYSTEM)
+        call = {"tenant": yard.tenant, "key": yard.key.pk, "adapter": yard.adapter.name, "outcome": Outcome.FINISHED}
+        ledger.write([Call(**call, prompt=70)])
+    ledger.sum_up()
 
 
 def rows() -> list[Any]:
@@ -88,6 +95,7 @@ def test_no_page_errors_for_an_operator(desk: Client) -> None:
     unseen = {name for name, statuses in opened.items() if 200 not in statuses and 302 not in statuses}
     forbidden = {f"admin:{_prefix(a)}delete" for a in site._registry.values()}
     nothing_to_add = {"admin:registry_alias_add", "admin:registry_basemodel_add", "admin:audit_event_add"}
+    nothing_to_add |= {"admin:metering_dailyusage_add"}
     assert unseen == forbidden | nothing_to_add | {"admin:autocomplete", "admin:view_on_site", "admin:logout"}
     assert len(opened) > 50
 
@@ -254,7 +262,8 @@ def test_what_was_uploaded_is_never_markup(desk: Client, ours: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [Adapter, Alias, ApiKey, Endpoint, Evaluation, EvaluationSet, Event, Rollout, Tenant, Version]
+    "model",
+    [Adapter, Alias, ApiKey, Budget, DailyUsage, Endpoint, Evaluation, EvaluationSet, Event, Rollout, Tenant, Version],
 )
 def test_a_list_asks_the_database_as_often_for_many_rows_as_for_few(
     desk: Client, model: type[Any], ours: Any, django_assert_max_num_queries: Any
@@ -271,7 +280,7 @@ def test_a_list_asks_the_database_as_often_for_many_rows_as_for_few(
 def _tenant(row: Any) -> Tenant | None:
     if isinstance(row, Tenant):
         return row
-    owner = getattr(row, "adapter", row)
+    owner = row if hasattr(row, "tenant") else getattr(row, "adapter", row)
     tenant: Tenant | None = getattr(owner, "tenant", None)
     return tenant
 
