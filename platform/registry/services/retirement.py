@@ -103,7 +103,7 @@ def _unneeded(version: Version) -> tuple[Adapter, Version]:
 def _needers(version: Version) -> list[dict[str, str]]:
     """What needs the version now: a few rows of each table, by kind, name and id."""
     relations = [each for each in Version._meta.related_objects if each.on_delete is models.PROTECT]
-    found = []
+    found: list[models.Model] = []
     for relation in relations:
         rows = relation.related_model._default_manager.filter(**{relation.field.name: version})
         found += (rows.active() if hasattr(rows, "active") else rows)[:MOST_NAMED]
