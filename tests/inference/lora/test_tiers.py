@@ -300,7 +300,7 @@ def test_a_copy_that_is_verified_is_read_while_another_is_hashed(shelf: Shelf, m
     known, other, _, _ = shelf.digests
     for digest in (known, other):
         loaded(shelf.loader(), digest)
-    loader, hashed = shelf.loader(), Manifest.of
+    loader, hashed = shelf.loader(pace=Pace(timeout=60)), Manifest.of
     loaded(loader, known)
     loader.host.pop(known)
     with hanging() as hang:

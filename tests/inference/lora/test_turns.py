@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,25 +32,21 @@ def work(seconds: float) -> None:
 
 
 def test_who_takes_one_turn_after_another_keeps_nobody_out() -> None:
-    shared, log, stop = Turns(), list[str](), threading.Event()
+    shared, order = Turns(), list[str]()
 
-    def greedy() -> None:
-        while not stop.is_set():
-            with shared.take():
-                log.append("greedy")
-                time.sleep(0.001)
+    def other() -> None:
+        with shared.take():
+            order.append("other")
 
-    thread = threading.Thread(target=greedy)
-    thread.start()
-    try:
-        for _ in range(30):
-            with shared.take():
-                log.append("other")
-    finally:
-        stop.set()
-        thread.join()
-    others = [at for at, who in enumerate(log) if who == "other"]
-    assert max(later - earlier for earlier, later in pairwise(others)) <= 4
+    thread = threading.Thread(target=other)
+    with shared.take():
+        thread.start()
+        while not shared._line:
+            time.sleep(0.001)
+    with shared.take():
+        order.append("greedy")
+    thread.join()
+    assert order == ["other", "greedy"]
 
 
 def test_nobody_works_beside_another(rests: list[float]) -> None:
