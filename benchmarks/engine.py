@@ -32,6 +32,7 @@ from inference.engine.engine import Engine
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Event, Limits, Scheduler
 from inference.engine.sequence import Sequence
+from inference.kernels.linear import Linears
 from inference.lora.arena import Arena
 from inference.lora.linear import LoraLinear, Siblings
 from inference.lora.slots import SlotPool
@@ -77,10 +78,11 @@ class Ours:
         return time.perf_counter() - started
 
     @property
-    def bytes_per_weight(self) -> int:
-        """As the kernels read them."""
-        linears = [m for m in self.model.network.modules() if isinstance(m, LoraLinear) and m.siblings is not None]
-        return max(m.siblings.packed(m).dtype.itemsize for m in linears if m.siblings is not None)
+    def weight_bytes(self) -> int:
+        """Of all linears, as the kernels read them in a step."""
+        modules = [m for m in self.model.network.modules() if isinstance(m, LoraLinear) and m.siblings is not None]
+        groups = {m.siblings.linears for m in modules if m.siblings is not None}
+        return sum(packed.panels.nbytes for one in groups if isinstance(one, Linears) for packed, _ in one.parts)
 
     def unload(self) -> None:
         """Empty the slots."""
@@ -192,7 +194,7 @@ class Bench:
     def roofline(self, rows: int) -> float:
         """Seconds that a step of the base can't be under: its weights read, or its multiply-adds done."""
         numbers = sum(outputs * inputs for outputs, inputs in self.ours.model.spec.linears.values())
-        return max(numbers * self.ours.bytes_per_weight / reading(), rows * numbers / multiplying())
+        return max(self.ours.weight_bytes / reading(), rows * numbers / multiplying())
 
 
 def measure(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> None:

@@ -67,11 +67,11 @@ class Peer:
     @torch.inference_mode()
     def continuous(self, rows: int, tokens: int) -> float:
         """Transformers' continuous batching, which knows no mixed adapters."""
+        options = {"max_new_tokens": tokens + 1, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+        greedy = GenerationConfig(**options)  # type: ignore[no-untyped-call]
         found = self._model.generate_batch(
             self._prompts(rows, PROMPT).tolist(),
-            generation_config=GenerationConfig(
-                max_new_tokens=tokens + 1, do_sample=False, eos_token_id=-1, pad_token_id=0
-            ),
+            generation_config=greedy,
             continuous_batching_config=ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=512),
             record_timestamps=True,
             progress_bar=False,

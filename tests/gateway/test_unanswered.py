@@ -37,7 +37,7 @@ def test_a_client_that_leaves_a_silent_engine_leaves_how_long_it_waited(monkeypa
         route: Any = SimpleNamespace(target=None, trial=trial)
         sequence: Any = None
         run = Run(exchange, route, [sequence], 1, Call())
-        await run._begin()
+        await run._begin(hold=False)
         await asyncio.sleep(0.05)
         await run.aclose()
 

@@ -123,7 +123,7 @@ def test_equal_files_of_another_tenant_are_not_evicted_and_change_nothing_of_wha
         assert push(globex, "query", 1).digest == versions[1].digest
         client_of(globex).put("/api/v1/adapters/query/versions/1/pin")
     ours, place = client_of(acme), f"{TWO}/residency"
-    calls = [
+    calls: list[tuple[Callable[..., Any], str]] = [
         (ours.get, place), (ours.put, place), (ours.get, place), (ours.delete, place), (ours.get, place),
         (ours.put, f"{TWO}/pin"), (ours.get, place), (ours.delete, f"{TWO}/pin"), (ours.get, place),
     ]  # fmt: skip

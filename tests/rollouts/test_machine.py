@@ -116,8 +116,8 @@ def test_a_canary_that_hangs_until_its_clients_leave_is_rolled_back(begin: Begin
     gone = {"outcome": "abandoned", "tokens": 0, "first_token": 30.0, "inter_token": None}
     observe(rollout, Arm.CANARY, 50)
     Sample.objects.filter(arm=Arm.CANARY).update(**gone)
-    assert services.evidence.figures(rollout)["canary"]["mean_first_token"] is None
     assert (after_a_tick(rollout).state, rollout.cause) == (State.ROLLED_BACK, Cause.VERDICT)
+    assert figures(rollout)["canary"]["mean_first_token"] is None
     assert "first token p95" in rollout.reasons[0]
 
 
