@@ -101,7 +101,9 @@ class Scene:
         rows |= {"registry/alias": acme.version.adapter.aliases.get(), "apikeys/apikey": acme.key}
         rows |= {"audit/event": Event.objects.for_tenant(acme.tenant).latest("number"), "auth/user": acme.user}
         rows |= {"registry/basemodel": acme.version.adapter.base_model, "rollouts/rollout": acme.rollout}
-        rows |= {"tenants/tenant": acme.tenant}
+        rows |= {"tenants/tenant": acme.tenant, "webhooks/endpoint": acme.endpoint, "metering/budget": acme.budget}
+        rows |= {"evaluations/evaluationset": acme.evaluation.set, "evaluations/evaluation": acme.evaluation}
+        rows |= {"metering/dailyusage": acme.tenant.usage.get()}
         if labels := re.search(r"\(\?P<app_label>([\w|]+)\)", page.route):
             return [f"/{label}/" for label in labels[1].split("|")]
         if "content_type_id" in page.parameters:
