@@ -119,6 +119,7 @@ def test_a_canary_that_hangs_until_its_clients_leave_is_rolled_back(begin: Begin
     assert (after_a_tick(rollout).state, rollout.cause) == (State.ROLLED_BACK, Cause.VERDICT)
     assert figures(rollout)["canary"]["mean_first_token"] is None
     assert "first token p95" in rollout.reasons[0]
+    assert figures(rollout)["canary"]["mean_first_token"] is None
 
 
 def test_thumbs_of_the_tenants_own_users_count(acme: Tenant, globex: Tenant, begin: Begin, observe: Observe) -> None:

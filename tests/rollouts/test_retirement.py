@@ -38,7 +38,8 @@ def post(client: APIClient, path: str, **body: Any) -> Any:
 def begin(client: APIClient) -> Rollout:
     """A rollout to v2 at its first step: the engine has loaded it."""
     made = post(client, "rollouts", version=2, steps=[{"weight": 50, "min_seconds": 3600}])
-    services.tick()
+    for _ in range(2):  # to be loaded, and once it is
+        services.tick()
     rollout = Rollout.objects.get(pk=made["id"])
     assert rollout.state == State.PROGRESSING
     return rollout
