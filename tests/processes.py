@@ -79,7 +79,7 @@ class Up:
     def output(self) -> str:
         return self._log.read_text()
 
-    def ready(self, seconds: float = 120) -> Self:
+    def ready(self, seconds: float = 300) -> Self:
         """Waits for the words that say so. Fails the test if the process ends before."""
         wait_for(lambda: "Lorayard is ready" in self.output or self.process.poll() is not None, seconds, "being ready")
         assert self.process.poll() is None, self.output

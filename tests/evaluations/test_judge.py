@@ -95,11 +95,11 @@ def test_memory_is_bounded(judge: Judge) -> None:
 
 
 def test_schemas_that_multiply_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "PATIENCE", 0.3)
     defs: dict[str, Any] = {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(40)}
     bomb = {"$ref": "#/$defs/0", "$defs": defs | {"40": {}}}
     with Judge() as judge:
         assert judge.passes("json-schema", True, "1") == (True, "")
+        monkeypatch.setattr(judging, "PATIENCE", 0.3)
         assert judge.passes("json-schema", bomb, "1") == (False, TOO_LONG)
 
 

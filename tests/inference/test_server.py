@@ -276,7 +276,7 @@ async def test_a_killed_engine_is_down_and_serves_again_after_its_restart(served
     assert (await answer(client, request("x", served.digests[2])))[1].completion_tokens == 12
 
 
-def starting(folder: Path, model: Path, **changes: str) -> list[str]:
+def starting(folder: Path, model: Path, /, **changes: str) -> list[str]:
     """What an engine is started with."""
     options = {"model": str(model), "listen": f"unix:{folder}/s", "store": f"file://{folder}", "cache": str(folder)}
     return [text for name, value in (options | changes).items() for text in (f"--{name.replace('_', '-')}", value)]
