@@ -14,7 +14,7 @@ from tests.registry.test_isolation import ENDPOINTS, Endpoint
 Clients = Callable[..., APIClient]
 METHODS = ("get", "post", "put", "patch", "delete", "options")
 NUMBERS = {"number": 1, "other": 1}
-IDS = ("pk", "signing_key", "rollout", "evaluation", "merge")
+IDS = ("pk", "signing_key", "rollout", "evaluation", "merge", "budget")
 NOWHERE = ["/v1", "/api/v1", "/api/v1/", "/v1/uploads/", "/v1/files/", "/v1/uploads/none/none", "/api/v1/%00/none"]
 
 
