@@ -126,7 +126,7 @@ def _most(path: str) -> int:
 
 def _caller(scope: Scope, size: int) -> Caller:
     """The holder of a live key, or of a session that somebody logged into; else nobody."""
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     most, too_large = _most(scope["path"]), TooLarge("The body is too large.")
     try:
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -57,7 +57,7 @@ def test_when_it_is_decided_while_the_merge_runs_it_fails_and_nothing_is_left(
     require(acme)
     assert work(told, django_capture_on_commit_callbacks) == State.FAILED
     shown = show(merger, told)
-    assert (shown["finding"]["rule"], shown["version"]) == ("signature-missing", None)
+    assert (shown["finding"]["rule"], shown["result"]) == ("signature-missing", None)
     assert not Version.objects.filter(adapter__name="mixed").exists()
     assert files_of() == set()
     assert Event.objects.filter(action="merge:failed", target=f"merge {told['id']}").count() == 1

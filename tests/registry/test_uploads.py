@@ -225,15 +225,17 @@ def test_parts_that_come_at_once_all_arrive_and_the_file_is_made_once(home: Path
         outcomes.append(complete_upload(upload, order, actor=SYSTEM).state)
         connection.close()
 
-    pieces = [bytes([letter]) * 4 for letter in b"abcdef"]
-    at_once([partial(send, piece) for piece in [*pieces, *pieces, b"12345678"]])
-    order = [part.public_id for part in upload.parts.order_by("sha256")]
+    contents = [*(bytes([letter]) * 4 for letter in b"abcdef"), b"12345678"]
+    pieces = {hashlib.sha256(content).hexdigest(): content for content in contents}
+    at_once([partial(send, piece) for piece in [*pieces.values(), *pieces.values()]])
+    parts = list(upload.parts.order_by("sha256"))  # all of four bytes, or the one of eight in the place of two of them
+    order = [part.public_id for part in parts]
     assert set(outcomes) == set(order)
     assert upload.received == 24
     outcomes.clear()
     at_once([complete] * 3)
     assert outcomes == [UploadState.COMPLETED] * 3
-    assert sorted(assembly.whole(upload.pk).read_bytes()) == sorted(b"".join(pieces))
+    assert assembly.whole(upload.pk).read_bytes() == b"".join(pieces[part.sha256] for part in parts)
     assert Event.objects.filter(action="upload:completed").count() == 1
 
 
