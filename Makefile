@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard inference/kernels/cpu/*)
+PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 SOURCES := adapters benchmarks demo docker inference platform tests manage.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -14,8 +16,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 up: install
 	@exec $(BIN)/python manage.py up
 
+# In so many processes at once, each with its own PostgreSQL, Redis and engine; PROCESSES=0 is one after the other.
 test: develop
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: develop
 	$(BIN)/ruff check $(SOURCES)
@@ -23,7 +26,7 @@ check: develop
 	$(BIN)/mypy
 	PYTHONPATH=platform $(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check --dry-run
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Slow load and fault runs; SOAK_SECONDS says how long each takes.
 soak: develop

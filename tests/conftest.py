@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ from audit.services import SYSTEM  # noqa: E402
 from config import env, processes  # noqa: E402
 from config.services import Postgres, Redis  # noqa: E402
 from inference.client import EngineClient  # noqa: E402
+from tenants.models import Tenant  # noqa: E402
+from tenants.services import create_tenant  # noqa: E402
 from tests.database import web_role  # noqa: E402
 from tests.processes import Platform, Up, free_port, wait_for  # noqa: E402
 
 RUN = env.load().run
-from tenants.models import Tenant  # noqa: E402
-from tenants.services import create_tenant  # noqa: E402
 
 # No example fails for the time that it takes: a busy machine needs more.
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -76,6 +76,31 @@ class Services:
     def redis(self, number: int) -> str:
         """The URL of Redis' database of this number; 0 is the one that tests in this process use."""
         return f"unix://{RUN / 'redis.sock'}?db={number}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """pytest-django would read the settings of a process that inherits their name before this file gives it a home."""
+    os.environ.pop("DJANGO_SETTINGS_MODULE")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """In one of several processes (pytest-xdist): one of them runs all that uses the platform or the engine, which then
+    start once. That is the longest part, so it comes first, and then what starts a platform of its own; otherwise each
+    module runs in whichever process is free.
+    """
+    groups = {item: _group(item) for item in items} if hasattr(config, "workerinput") else {}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    yield
+    if groups:
+        items.sort(key=lambda item: [groups[item] != first for first in ("platform", "tests/config/test_up.py")])
+
+
+def _group(item: pytest.Item) -> str:
+    shared = {"platform", "engine"} & set(getattr(item, "fixturenames", ()))
+    return "platform" if shared else item.nodeid.partition("::")[0]
 
 
 def pytest_unconfigure() -> None:
