@@ -88,6 +88,7 @@ class Run:
         self._choices = choices
         self._counts = [0] * len(sequences)
         self._finished = 0
+        self._seated = False
         self._merged = _merge(self._streams)
         self._early: list[Indexed] = []
         trial = route.trial
@@ -146,7 +147,7 @@ class Run:
         except BaseException:
             await run._let_go()
             raise
-        uses.put(caller, route.target)
+        uses.put(caller.tenant.pk, route.target)
         return run
 
     def name(self, response: str) -> None:
@@ -224,6 +225,7 @@ class Run:
             seen.finished(seen.finish)
             shadows.send(seen.trial, self._sequences, self._call)
         else:
+            seen.cold = seen.cold or not self._seated  # what it waited for may have been a load
             seen.left()
         recorder.put(seen)
 
@@ -236,6 +238,7 @@ class Run:
     async def _begin(self, *, hold: bool) -> None:
         """hold: until each sequence has said something."""
         started = await _all(_first(stream) for stream in self._streams)
+        self._seated = True
         if self._seen is not None:
             self._seen.cold = any(one.cold for one in started)
         for one in started[:: self._choices]:

@@ -72,8 +72,8 @@ class Meter:
             while self._ended:
                 if not await self._write():
                     await asyncio.sleep(AWAY)
-            if time.monotonic() - self._noted >= ledger.NOTE_EVERY.total_seconds():
-                await self._note()
+                await self._note_in_time()
+            await self._note_in_time()
 
     async def _write(self) -> bool:
         """Whether the oldest batch is in the database now; it stays here if not."""
@@ -83,7 +83,9 @@ class Meter:
         del self._ended[: len(batch)]
         return True
 
-    async def _note(self) -> None:
+    async def _note_in_time(self) -> None:
+        if time.monotonic() - self._noted < ledger.NOTE_EVERY.total_seconds():
+            return
         self._noted = time.monotonic()
         calls = [copy(call) for call in self._open.values()]  # they go on while these are written
         for start in range(0, len(calls), BATCH):

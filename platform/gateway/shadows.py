@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gateway import engine, meter, metrics, recorder
+from gateway import engine, meter, metrics, recorder, uses
 from inference.client import Delta, EngineBusy, EngineDown, EngineError, Event, Finished, Generation, Started
 from metering.models import Call, Outcome
 from rollouts.models import Arm
@@ -32,6 +32,7 @@ def send(trial: Trial, sequences: Sequence[Generation], call: Call) -> None:
     if len(_under_way) >= PLACES:
         metrics.SHADOWS.labels("no place").inc()
         return
+    uses.put(call.tenant_id, trial.shadow)
     copied = meter.begin_copy(call, trial.shadow)
     task = asyncio.create_task(_run(trial, _copy(sequences[0], trial.shadow.digest), copied))
     _under_way.add(task)

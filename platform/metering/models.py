@@ -57,7 +57,7 @@ class Call(models.Model):
     key = models.UUIDField()
     request_id = models.CharField(max_length=128)
     purpose = models.CharField(max_length=16, choices=Purpose, default=Purpose.LIVE)
-    base = models.CharField(max_length=200)
+    base = models.CharField(max_length=255)
     adapter = models.CharField(max_length=63, blank=True, help_text="Empty: the base model.")
     version = models.PositiveIntegerField(null=True, blank=True)
     digest = models.CharField(max_length=71, blank=True)

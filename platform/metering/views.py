@@ -45,8 +45,8 @@ class Wanted(Strict):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         to: date = attrs.setdefault("to", timezone.now().date())
-        start: date = attrs.setdefault("from", to - LATELY)
-        if not start <= to <= start + timedelta(days=MOST_DAYS):
+        start: date = attrs.setdefault("from", date.fromordinal(max(1, to.toordinal() - LATELY.days)))
+        if not 0 <= (to - start).days <= MOST_DAYS:
             raise serializers.ValidationError({"from": f"Ask for 0 to {MOST_DAYS} days before `to`."})
         return attrs
 

@@ -184,10 +184,6 @@ class Rollout(models.Model):
         return f"{self.adapter}@{self.alias}: v{self.stable.number} → v{self.canary.number}"
 
     @property
-    def is_over(self) -> bool:
-        return self.state in OVER
-
-    @property
     def current(self) -> "Step":
         return self.steps.get(number=self.step)
 

@@ -1,9 +1,10 @@
-"""What a run leaves for its rollout when its client goes before the first token. The engine here says nothing."""
+"""What a run leaves for its rollout when its client goes before the first token. The engines here say nothing."""
 
 import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,10 @@ from gateway import engine, recorder
 from gateway.generation import Run
 from inference.client import Event, Started
 from metering.models import Call
-from rollouts.models import Arm, Outcome
+from rollouts.models import Arm, Outcome, Sample
 from rollouts.observations import Observation
 from rollouts.routing import Trial
+from rollouts.services.evidence import _measured
 
 
 class Silent:
@@ -26,9 +28,34 @@ class Silent:
         await asyncio.sleep(60)
 
 
+class Loading:
+    """Has seated nobody yet, maybe since the adapter is on its way."""
+
+    async def generate(self, _: object) -> AsyncIterator[Event]:
+        await asyncio.sleep(60)
+        yield Started(prompt_tokens=3, cached_tokens=0, cold=True)
+
+
 def test_a_client_that_leaves_a_silent_engine_leaves_how_long_it_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    sample = left_behind(Silent, monkeypatch)
+    took = time.monotonic() - began
+    assert (sample.outcome, sample.unanswered, sample.cold) == (Outcome.ABANDONED, True, False)
+    assert 0.05 <= (sample.first_token or 0) <= took
+
+
+def test_a_client_that_leaves_before_its_turn_says_nothing_of_the_versions_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample = left_behind(Loading, monkeypatch)
+    assert (sample.outcome, sample.cold) == (Outcome.ABANDONED, True)
+    assert _measured(sample).first_token is None
+
+
+def left_behind(serving: type[Any], monkeypatch: pytest.MonkeyPatch) -> Sample:
+    """Of a client that leaves after 50 ms."""
     kept: list[Observation] = []
-    monkeypatch.setattr(engine, "client", Silent)
+    monkeypatch.setattr(engine, "client", serving)
     monkeypatch.setattr(recorder, "put", kept.append)
     trial = Trial(uuid.uuid4(), uuid.uuid4(), step=0, arm=Arm.CANARY, unit=7, counted=True)
 
@@ -37,13 +64,11 @@ def test_a_client_that_leaves_a_silent_engine_leaves_how_long_it_waited(monkeypa
         route: Any = SimpleNamespace(target=None, trial=trial)
         sequence: Any = None
         run = Run(exchange, route, [sequence], 1, Call())
-        await run._begin(hold=False)
-        await asyncio.sleep(0.05)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(run._begin(hold=False), 0.05)
+            await asyncio.sleep(0.05)
         await run.aclose()
 
-    began = time.monotonic()
     asyncio.run(asked_and_left())
-    took = time.monotonic() - began
     (sample,) = [seen.sample() for seen in kept]
-    assert (sample.outcome, sample.unanswered) == (Outcome.ABANDONED, True)
-    assert 0.05 <= (sample.first_token or 0) <= took
+    return sample

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -56,3 +57,24 @@ async def test_calls_wait_while_the_database_is_away_and_a_stop_cuts_off_what_is
     await asyncio.to_thread(wait_for, kept, 30, "a call's being kept")
     await meter.close()
     assert await asyncio.to_thread(kept) == [("open", "cancelled"), ("over", "finished")]
+
+
+async def test_a_long_call_is_noted_while_others_never_stop_ending(
+    acme: Tenant, call_of: Callable[..., Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would pass for lost, and its tokens with it."""
+    monkeypatch.setattr(ledger, "NOTE_EVERY", timedelta(0))
+    monkeypatch.setattr("gateway.meter.PAUSE", 0.0)
+    meter, write = Meter(), ledger.write
+
+    def written(calls: Any) -> None:
+        write(calls)
+        if len(meter._ended) < 50:  # the next one ends before this one is gone
+            loop.call_soon_threadsafe(ended, meter, call_of(acme, outcome=Outcome.OPEN))
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(ledger, "write", written)
+    meter.begin(call_of(acme, request_id="long", outcome=Outcome.OPEN))
+    ended(meter, call_of(acme, outcome=Outcome.OPEN))
+    await asyncio.to_thread(wait_for, lambda: ("long", "open") in kept(), 30, "the long call's being noted")
+    await meter.close()

@@ -54,6 +54,13 @@ def test_usage_by_what_one_asks_for(acme: Tenant, client_of: Clients, used: date
     assert [row["requests"] for row in asked(client, f"?from={day}&to={day}")] == [1]
 
 
+@pytest.mark.parametrize("days", ["to=0001-01-05", "from=9999-12-31&to=9999-12-31", "from=0001-01-01&to=0001-01-01"])
+def test_at_either_end_of_the_calendar_there_is_none(
+    acme: Tenant, client_of: Clients, used: datetime, days: str
+) -> None:
+    assert asked(client_of(acme, "usage:read"), f"?{days}") == []
+
+
 def test_a_stranger_sees_its_own_alone(globex: Tenant, client_of: Clients, used: datetime) -> None:
     assert [row["prompt_tokens"] for row in asked(client_of(globex, "usage:read"))] == [10_000]
     assert client_of(globex, "usage:read").get("/api/v1/usage?tenant=acme").status_code == 404

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.core.cache import cache
+from django.test import override_settings
 from rest_framework.test import APIClient
 
 from audit.models import Event
@@ -71,6 +72,20 @@ def test_a_version_is_preloaded_shown_and_evicted(
     assert client.get(f"{TWO}/residency").json()["state"] == "absent"
     actions = Event.objects.for_tenant(acme).filter(target="acme/support@v2").values_list("action", flat=True)
     assert {"adapter:version:preloaded", "adapter:version:evicted"} <= set(actions)
+
+
+def test_without_the_cache_a_version_comes_and_goes_and_nobody_is_told_where_it_is(
+    versions: list[Version], client_of: Clients, acme: Tenant, settings: Any
+) -> None:
+    client = client_of(acme)
+    with override_settings(
+        CACHES={"default": {**settings.CACHES["default"], "LOCATION": "unix:///nowhere/redis.sock"}}
+    ):
+        for ask in (client.put, client.get, client.delete):
+            assert ask(f"{TWO}/residency").status_code == 200
+        assert client.put(f"{TWO}/pin").json()["state"] == "resident"
+        assert client.delete(f"{TWO}/pin").status_code == 200
+    assert versions[1].digest in {one.digest for one in asked(lambda engine: engine.residency()).adapters}
 
 
 def test_pins_are_counted_per_tenant_and_told_to_an_engine_that_forgot_them(

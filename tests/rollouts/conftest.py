@@ -14,7 +14,7 @@ from registry.models import Adapter, Alias, BaseModel, State, Version
 from rollouts import services
 from rollouts.models import Arm, Outcome, Rollout, Sample
 from rollouts.models import State as RolloutState
-from rollouts.services import Plan, PlannedStep
+from rollouts.services import Plan, PlannedStep, loading
 from tenants.models import Tenant
 
 TIMES = ("first_token", "inter_token")
@@ -31,6 +31,11 @@ def make_adapter_of(tenant: Tenant, name: str = "support", versions: int = 2) ->
         Version.objects.create(adapter=adapter, number=number, state=State.READY, digest=digest, uploader="test")
     Alias.objects.create(adapter=adapter, name="stable", version=adapter.versions.get(number=1))
     return adapter
+
+
+@pytest.fixture(autouse=True)
+def _no_questions_of_earlier_tests() -> None:
+    loading._asked.clear()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What a tick does with a rollout, by what was observed of either arm. The production code judges."""
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -16,13 +17,13 @@ from audit.models import Event
 from audit.services import SYSTEM
 from evaluations.errors import SetInUse
 from evaluations.models import Evaluation, EvaluationSet
-from evaluations.services import cancel_evaluation, create_set, delete_set
+from evaluations.services import cancel_evaluation, create_set, delete_set, request_evaluation
 from registry.models import Adapter, Alias, Version
 from registry.services import delete_alias, move_alias
 from rollouts import services
 from rollouts.errors import RolloutInvalid
 from rollouts.models import Arm, Cause, Feedback, Pause, Rollout, Sample, State, Step
-from rollouts.services import PlannedStep
+from rollouts.services import PlannedStep, loading
 from rollouts.services.figures import figures
 from rollouts.windows import Metric
 from tenants.models import Tenant
@@ -261,6 +262,27 @@ def test_canaries_that_are_being_loaded_keep_no_other_rollout_waiting(
     assert Rollout.objects.filter(state=State.PRELOADING).count() == 3
 
 
+def test_a_load_that_outlasts_a_tick_is_asked_for_once_and_found_done_later(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine gives up what nobody waits for any more, so to ask at every tick would be to begin at every tick."""
+    asked, loaded = list[int](), threading.Event()
+
+    def ask(_: object) -> None:
+        asked.append(1)
+        loaded.wait(30)
+
+    monkeypatch.setattr(loading, "ask", ask)
+    monkeypatch.setattr(loading, "PATIENCE", 0.05)
+    rollout = begin(at=State.PRELOADING)
+    assert after_a_tick(rollout).state == State.PRELOADING
+    assert after_a_tick(rollout).state == State.PRELOADING
+    loaded.set()
+    monkeypatch.setattr(loading, "PATIENCE", 10.0)
+    assert after_a_tick(rollout).state == State.PROGRESSING
+    assert len(asked) == 1
+
+
 @pytest.mark.django_db(transaction=True)
 def test_a_row_that_another_worker_holds_is_left_to_it(begin: Begin, observe: Observe) -> None:
     rollout = begin(steps=[STEP])
@@ -308,13 +330,18 @@ def test_a_days_samples_are_kept_and_those_with_a_thumb_for_longer(
     services.sweep()
     assert Sample.objects.get().response == "resp_thumbed"
     assert (figures(rollout), rollout.current.canary_window["requests"]) == (shown, 201)
+    Feedback.objects.update(at=timezone.now() - timedelta(days=15))
+    services.sweep()
+    assert Sample.objects.get().response == Feedback.objects.get().response  # a step may take longer
     services.abort(rollout, actor=SYSTEM)
     after_a_tick(rollout)
     services.sweep()
     assert Sample.objects.exists()
     Rollout.objects.update(ended_at=timezone.now() - timedelta(days=15))
     services.sweep()
+    services.sweep()
     assert not Sample.objects.exists()
+    assert not Feedback.objects.exists()
 
 
 def test_figures_are_added_up_as_samples_come_and_cost_no_reading_of_them(begin: Begin, observe: Observe) -> None:
@@ -406,6 +433,16 @@ def test_a_set_stays_while_a_rollout_under_way_needs_it(adapter: Adapter, begin:
     assert not EvaluationSet.objects.exists()
     with pytest.raises(RolloutInvalid, match="golden"):
         services.start_rollout(draft, actor=SYSTEM)
+
+
+def test_an_evaluation_that_failed_before_the_rollout_was_started_is_none_of_its_tries(
+    adapter: Adapter, begin: Begin, golden: EvaluationSet
+) -> None:
+    draft = services.create_rollout(adapter, services.Plan(version=2, **SCORE), actor=SYSTEM, start=False)
+    cancel_evaluation(request_evaluation(adapter.tenant, golden, "support@v2", actor=SYSTEM), actor=SYSTEM)
+    services.start_rollout(draft, actor=SYSTEM)
+    assert after_a_tick(draft).state == State.VALIDATING
+    assert Evaluation.objects.pending().count() == 2
 
 
 def test_an_evaluation_that_fails_ends_it(begin: Begin, golden: EvaluationSet) -> None:

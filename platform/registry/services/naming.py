@@ -30,13 +30,6 @@ class Target:
     version: int | None
     base: BaseModel
 
-    @property
-    def alias(self) -> str | None:
-        """The alias that was named; None for a pinned version and for the base model."""
-        ref = self.model.partition("@")[2] or STABLE
-        pinned = PINNED.fullmatch(ref) or re.fullmatch(DIGEST, ref)
-        return None if self.adapter is None or pinned else ref
-
 
 def resolve(tenant: Tenant, model: str, allowed: Sequence[str] = ()) -> Target:
     """The one ready version, or base model, that `model` names.

@@ -50,9 +50,9 @@ def validate_version(version_id: UUID) -> State | None:
         return _examine(version)
     except Rejected as refusal:
         return _reject(version, refusal.findings)
-    except OSError:
+    except (OSError, ValueError):
         if not Version.objects.pending().filter(pk=version_id).exists():
-            return None  # another worker settled it and took the files away
+            return None  # another worker settled it and took the files away, or is about to
         raise
 
 

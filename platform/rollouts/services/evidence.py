@@ -77,7 +77,8 @@ def sweep() -> None:
     thumbs = Feedback.objects.filter(tenant=OuterRef("rollout__adapter__tenant"), response=OuterRef("response"))
     Sample.objects.filter(~Exists(thumbs), kept_at__lt=now - UNTHUMBED).delete()
     Sample.objects.filter(rollout__state__in=OVER, rollout__ended_at__lt=now - KEPT).delete()
-    Feedback.objects.filter(at__lt=now - KEPT).delete()
+    held = Sample.objects.filter(rollout__adapter__tenant=OuterRef("tenant"), response=OuterRef("response"))
+    Feedback.objects.filter(~Exists(held), at__lt=now - KEPT).delete()
 
 
 def _measured(sample: Sample) -> windows.Sample:

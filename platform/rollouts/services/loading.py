@@ -1,17 +1,24 @@
-"""Has the engine load canaries, and tells how far it is. Knows no state but the one in which a rollout waits for it."""
+"""Has the engine load canaries, and tells how far it is. Knows no state but the one in which a rollout waits for it.
 
-import asyncio
+The engine gives up a load whose asker has left, so a question outlives the tick that asked it: it waits in a thread of
+its own, in the one process that ticks, and the next ticks look at it again.
+"""
+
 import logging
+import threading
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from uuid import UUID
 
-from inference.client import AdapterMissing, AdapterUnavailable, EngineClient, EngineError
+from inference.client import AdapterMissing, AdapterUnavailable, EngineError
 from registry.engine import ask
+from registry.services import note_use
 from rollouts.models import Rollout, State
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0  # seconds, for all together; a load that takes longer goes on in the engine, and is looked at again
+PATIENCE = 1.0  # seconds that a tick waits, for all together
+LONGEST = 60.0  # seconds that one question lasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +29,47 @@ class Load:
     fault: str = ""
 
 
+_asked: dict[str, Future[Load]] = {}
+
+
 def loads() -> dict[UUID, Load]:
     """Of every rollout that waits for the engine to have its canary. Call it without holding any lock."""
     waiting = Rollout.objects.filter(state=State.PRELOADING)
-    digests = dict(waiting.values_list("pk", "canary__digest"))
-    if not digests:
-        return {}
-    return dict(zip(digests, ask(lambda engine: _all(engine, list(digests.values()))), strict=True))
+    rows = list(waiting.values_list("pk", "adapter__tenant", "canary__digest"))
+    told = _told({digest for _, _, digest in rows})
+    for _, tenant, digest in rows:
+        if told[digest].done:
+            note_use(tenant, digest)
+    return {pk: told[digest] for pk, _, digest in rows}
 
 
-async def _all(engine: EngineClient, digests: list[str]) -> list[Load]:
-    return await asyncio.gather(*(_one(engine, digest) for digest in digests))
+def _told(digests: set[str]) -> dict[str, Load]:
+    for digest in _asked.keys() - digests:
+        del _asked[digest]  # nobody wants to know any more
+    for digest in digests - _asked.keys():
+        _asked[digest] = _question(digest)
+    done = wait(_asked.values(), PATIENCE).done
+    answered = {digest: _asked.pop(digest) for digest, question in list(_asked.items()) if question in done}
+    return {digest: answered[digest].result() if digest in answered else Load(False) for digest in digests}
 
 
-async def _one(engine: EngineClient, digest: str) -> Load:
+def _question(digest: str) -> Future[Load]:
+    """In a daemon thread: a process that ends waits for none."""
+    answer: Future[Load] = Future()
+
+    def put() -> None:
+        try:
+            answer.set_result(_loaded(digest))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=put, name="rollouts-load", daemon=True).start()
+    return answer
+
+
+def _loaded(digest: str) -> Load:
     try:
-        await engine.preload(digest, timeout=PATIENCE)
+        ask(lambda engine: engine.preload(digest, timeout=LONGEST))
     except (AdapterMissing, AdapterUnavailable) as error:
         return Load(False, error.message)
     except EngineError as error:

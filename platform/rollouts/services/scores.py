@@ -39,7 +39,7 @@ def have_made(rollout: Rollout) -> str | None:
 
 
 def _ask(rollout: Rollout, version: Version, known: EvaluationSet) -> str | None:
-    tried = Evaluation.objects.filter(version=version, set=known, created_at__gte=rollout.created_at)
+    tried = Evaluation.objects.filter(version=version, set=known, created_at__gte=rollout.started_at)
     lost = tried.filter(state__in=LOST).first()
     if lost is not None:
         return f"The evaluation of v{version.number} is {lost.state}: {lost.error or 'nobody says why'}"
