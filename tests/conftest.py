@@ -90,12 +90,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     start once. That is the longest part, so it comes first, and then what starts a platform of its own; otherwise each
     module runs in whichever process is free.
     """
-    groups = {item: _group(item) for item in items} if hasattr(config, "workerinput") else {}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    apart = hasattr(config, "workerinput")
+    for item in items if apart else ():
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     yield
-    if groups:
-        items.sort(key=lambda item: [groups[item] != first for first in ("platform", "tests/config/test_up.py")])
+    if apart:
+        items.sort(key=lambda item: [_group(item) != first for first in ("platform", "tests/config/test_up.py")])
 
 
 def _group(item: pytest.Item) -> str:
