@@ -35,10 +35,10 @@ class Peer:
             self.folders = [folder / f"a{number}" for number in range(adapters)]
 
     @torch.inference_mode()
-    def step(self, rows: int, tokens: int) -> float:
-        """One `generate` of all rows; with adapters PEFT's mixed batch, each row its own."""
+    def step(self, rows: int, tokens: int, *, mixed: bool = True) -> float:
+        """One `generate` of all rows; with adapters PEFT's mixed batch, each row its own, or the active one."""
         ids = self._prompts(rows, PROMPT)
-        mixed = {"adapter_names": [f"a{row % len(self.folders)}" for row in range(rows)]} if self.folders else {}
+        names = [f"a{row % len(self.folders)}" for row in range(rows)] if self.folders and mixed else []
         times: list[float] = []
 
         def note(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
@@ -53,7 +53,7 @@ class Peer:
             pad_token_id=0,
             max_new_tokens=tokens + 1,
             stopping_criteria=[note],
-            **mixed,
+            **({"adapter_names": names} if names else {}),
         )
         return gaps(times)
 
@@ -62,7 +62,7 @@ class Peer:
         started = time.perf_counter()
         self._model.set_adapter(f"a{rows % len(self.folders)}")
         switch = time.perf_counter() - started
-        return rows * (switch / tokens + self.step(1, tokens))
+        return rows * (switch / tokens + self.step(1, tokens, mixed=False))
 
     @torch.inference_mode()
     def continuous(self, rows: int, tokens: int) -> float:

@@ -210,8 +210,8 @@ def first_token(traffic: Traffic, adapters: int, seconds: float) -> float:
     with traffic.crowd(8, requests, SLOTS):
         then = traffic.mark()
         time.sleep(seconds)
-        waits = [first.result() for first in traffic.firsts[then.asked :] if first.done()]
-    return statistics.median(waits)
+        asked = traffic.firsts[then.asked : traffic.mark().asked]
+        return statistics.median(first.result(60) for first in asked)
 
 
 def round_robin(traffic: Traffic, rounds: int, seconds: float) -> Line:

@@ -188,7 +188,7 @@ class Scheduler:
             if budget <= 0 or len(self.running) >= self.limits.rows:
                 break
             if self._seat(sequence):
-                taken = self._extend(sequence, budget, rows, preempt=False)
+                taken = self._extend(sequence, budget, rows, preempt=False) if self._is_room_for(sequence) else 0.0
                 if not taken:
                     self._unseat(sequence)
                     break  # memory is short: nobody overtakes the one whose turn it is
@@ -246,6 +246,11 @@ class Scheduler:
         sequence.blocks += leased
         rows.append(Row(sequence, sequence.computed, count))
         return count * cost
+
+    def _is_room_for(self, sequence: Sequence) -> bool:
+        """Whether all of its tokens so far find blocks, and each that runs one more: else it would drive others out."""
+        missing = self.blocks.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+        return not self.running or self.blocks.available >= missing + len(self.running)
 
     def _preempt_for(self, sequence: Sequence, rows: list[Row]) -> bool:
         """Take the least entitled one's blocks; False when that is `sequence` itself. The first admitted goes on."""

@@ -107,7 +107,7 @@ class Soak:
         finally:
             await stream.aclose()
         known = self.known.setdefault((digest, question), text)
-        longer, shorter = max(known, text, key=len), min(known, text, key=len)
+        shorter, longer = sorted((known, text), key=len)
         assert longer.startswith(shorter.rstrip("\ufffd")), "an answer changed"
         self.known[digest, question] = longer
         self.seen["finished"] += finished
@@ -119,7 +119,7 @@ class Soak:
     async def disturb(self, draw: random.Random) -> None:
         """Unload, preload, pin, ask for much at once, or break the store for some seconds."""
         digest = draw.choice(self.digests)
-        match draw.randrange(6):
+        match draw.randrange(7):
             case 0:
                 await self.client.evict(digest, timeout=30)
                 self.pinned.discard(digest)
@@ -135,6 +135,8 @@ class Soak:
                 await asyncio.gather(*(self.ask(draw, tokens=2) for _ in range(40)))
             case 5:
                 await self.fault(digest)
+            case 6:
+                await self.overpin()
         if self.pinned and draw.random() < 0.5:
             await self.client.unpin(self.pinned.pop(), timeout=30)
 
@@ -149,6 +151,15 @@ class Soak:
             self.seen["pinned" if pin else "preloaded"] += 1
             if pin:
                 self.pinned.add(digest)
+
+    async def overpin(self) -> None:
+        """Pin one after another until that is too many."""
+        before = self.seen["full"]
+        for digest in self.digests:
+            if self.seen["full"] == before:
+                await self.preload(digest, pin=True)
+        while self.pinned:
+            await self.client.unpin(self.pinned.pop(), timeout=30)
 
     async def call_off(self, digest: str, draw: random.Random) -> None:
         """Ask for a pin, and go away before it is there."""

@@ -59,6 +59,16 @@ def test_preempted_requests_finish_with_the_same_tokens(bench: Callable[..., Any
         assert engine.tokens(sequence) == [10 * n + 4 + k for k in range(16)]
 
 
+def test_where_memory_is_short_newcomers_drive_nobody_out(bench: Callable[..., Any]) -> None:
+    """Whose blocks a newcomer takes is computed again, and takes them back: that must stay a small part of the work."""
+    engine = bench(blocks=60, rows=16, batch_tokens=64)
+    asked = [engine.submit(prompt=20, tokens=40, first=20 * n, share=f"tenant {n % 4}") for n in range(40)]
+    engine.finish()
+    assert engine.scheduler.preemptions > 0
+    needed = sum(len(sequence.tokens) - 1 for sequence in asked)
+    assert sum(plan.tokens for plan in engine.echo.plans) < 1.5 * needed
+
+
 def test_a_cancelled_request_gives_back_what_it_held_within_a_step(bench: Callable[..., Any]) -> None:
     engine = bench()
     running, waiting = engine.submit(digest="x", tokens=40), engine.submit(digest="z", tokens=40)
