@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     parser.add_argument("--checkpoint", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--llama-server", help="llama.cpp's program; the package gguf writes its files")
+    parser.add_argument("--llama-server", help="llama.cpp's program, with options; the package gguf writes its files")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,11 +1,13 @@
 """llama.cpp's server beside the engine: the same weights as GGUF, asked over HTTP for rows at once.
 
-`--llama-server` names the program, which is built from its own sources; the files are written by the `gguf` package.
+`--llama-server` names the program, built from its own sources, and options if it needs some; the files are written by
+the `gguf` package.
 The vocabulary is numbers, since prompts are sent as token ids. It serves requests for different adapters one after the
 other, as its documentation says.
 """
 
 import json
+import shlex
 import socket
 import subprocess
 import time
@@ -140,7 +142,7 @@ def serving(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [program, "--model", str(base), "--host", "127.0.0.1", "--port", str(port), "--no-webui"]
+    command = [*shlex.split(program), "--model", str(base), "--host", "127.0.0.1", "--port", str(port), "--no-webui"]
     command += ["--parallel", str(rows), "--ctx-size", str(rows * 256), "--threads", str(threads)]
     command += [part for adapter in adapters for part in ("--lora", str(adapter))]
     command += ["--lora-init-without-apply"] if adapters else []
