@@ -13,7 +13,7 @@ steps that may still read what was there before.
 
 import mmap
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -98,9 +98,7 @@ class Arena:
 
     def lease(self, weights: AdapterWeights) -> Lease | None:
         """Room for an adapter; None if there is none."""
-        runs = _whole(self._free, weights.nbytes)
-        if runs is None:
-            runs = _cut(sorted(self._free, key=lambda run: -run.pages), [*weights.starts, weights.nbytes])
+        runs = _runs(self._free, weights)
         if runs is None:
             return None
         for run in runs:
@@ -110,9 +108,13 @@ class Arena:
         self._leases.add(lease)
         return lease
 
+    def fits(self, weights: AdapterWeights, kept: Collection[Lease]) -> bool:
+        """Whether there would be room for an adapter if all leases but the `kept` were released."""
+        return _runs(_with(self._free, self._leases.difference(kept)), weights) is not None
+
     def release(self, lease: Lease) -> None:
         self._leases.remove(lease)
-        self._free = list(_joined(sorted([*self._free, *lease.runs], key=lambda run: run.first)))
+        self._free = _with(self._free, [lease])
 
     def trim(self) -> None:
         """Make free pages cost nothing where they can. A page that is leased anew at once is better kept."""
@@ -166,6 +168,14 @@ def _pages(size: int) -> int:
     return -(-size // PAGE)
 
 
+def _runs(free: Sequence[Run], weights: AdapterWeights) -> list[Run] | None:
+    """Where an adapter comes to lie; None if there is no room."""
+    whole = _whole(free, weights.nbytes)
+    if whole is not None:
+        return whole
+    return _cut(sorted(free, key=lambda run: -run.pages), [*weights.starts, weights.nbytes])
+
+
 def _whole(free: Sequence[Run], size: int) -> list[Run] | None:
     """The shortest free run that holds `size` bytes."""
     enough = [run for run in free if run.pages >= _pages(size)]
@@ -186,6 +196,12 @@ def _cut(free: Sequence[Run], cuts: Sequence[int]) -> list[Run] | None:
         if at == len(cuts) - 1:
             return runs
     return None
+
+
+def _with(free: Sequence[Run], leases: Iterable[Lease]) -> list[Run]:
+    """The free runs once these leases are released, in order and joined."""
+    runs = [*free, *(run for lease in leases for run in lease.runs)]
+    return list(_joined(sorted(runs, key=lambda run: run.first)))
 
 
 def _joined(runs: Sequence[Run]) -> Iterator[Run]:

@@ -81,6 +81,18 @@ def test_a_matrix_that_no_run_holds_finds_no_room_and_takes_nothing() -> None:
     arena.check()
 
 
+def test_what_fits_beside_some_leases_is_what_finds_room_once_the_others_are_released() -> None:
+    arena = Arena(9 * PAGE, CPU)
+    first, kept, last = (leased(arena, packed(size)) for size in (3, 1, 5))
+    assert arena.fits(packed(5), [kept])
+    assert arena.fits(packed(5, 3), [kept])
+    assert not arena.fits(packed(6), [kept])
+    assert not arena.fits(packed(1), [first, kept, last])
+    assert arena.fits(packed(9), [])
+    assert arena.free == 0
+    arena.check()
+
+
 SIZES = st.lists(st.sampled_from([0.25, 0.75, 1, 2, 3.5]), min_size=1, max_size=6)
 
 

@@ -111,6 +111,21 @@ def test_an_adapter_that_pins_leave_no_memory_for_is_refused() -> None:
     assert bench.state("small") is State.RESIDENT
 
 
+def test_an_adapter_that_fits_in_no_place_between_pins_is_refused_and_starves_nobody() -> None:
+    bench = Bench(slots=4, patience=0.0, pages=8)
+    bench.resident("a", pages=3)
+    bench.resident("held", pages=1)
+    bench.pool.hold("held")
+    bench.pinned("a")
+    bench.pool.want("big", lambda _: 1)
+    error = bench.loaded("big", pages=5, whole=True)["big"]
+    assert isinstance(error, AdapterUnavailable)
+    assert "between" in error.message
+    bench.pool.want("fits", lambda _: 1)
+    assert bench.loaded("fits", pages=4, whole=True) == {}
+    assert (bench.state("a"), bench.state("fits")) == (State.RESIDENT, State.RESIDENT)
+
+
 def test_pins_leave_a_slot_s_share_of_memory() -> None:
     bench = Bench(slots=4, pages=8)
     refused = bench.pool.bring("big", hold=True)
