@@ -1,10 +1,11 @@
 """Knows where adapters lie in device memory: one buffer, leased in pages; never which adapter is whose, or files.
 
 An adapter is one packed buffer on the host (`weights.read`). It gets a single run of pages where one is long enough,
-the shortest such; else as few runs as there are, cut between two matrices, so that kernels read every matrix as a
-contiguous tensor. Any adapter fits as long as the free runs together have its pages and each matrix finds one: what
-fragmentation costs is the end of one page per run, and the end of a run that is too short for the next matrix. Nothing
-is ever moved: an adapter that finds no place makes slots evict, and what is evicted comes back from the host tier.
+the shortest such; else the longest there are, cut between two matrices, so that kernels read every matrix as a
+contiguous tensor; and where small matrices would so take the place of a large one, each time the shortest run that
+holds the next matrix. What fragmentation costs is the end of one page per run, and the end of a run that is too short
+for the next matrix. Nothing is ever moved: an adapter that finds no place makes slots evict, and what is evicted comes
+back from the host tier.
 
 The law: free + leased == total. On a CPU, pages cost memory only once they are written, and `trim` gives the free ones
 back to the operating system. On CUDA the buffer is allocated once, and copies run on a stream of their own, after the
@@ -173,7 +174,8 @@ def _runs(free: Sequence[Run], weights: AdapterWeights) -> list[Run] | None:
     whole = _whole(free, weights.nbytes)
     if whole is not None:
         return whole
-    return _cut(sorted(free, key=lambda run: -run.pages), [*weights.starts, weights.nbytes])
+    cuts, longest_first = [*weights.starts, weights.nbytes], sorted(free, key=lambda run: -run.pages)
+    return _cut(longest_first, cuts) or _cut(longest_first[::-1], cuts)
 
 
 def _whole(free: Sequence[Run], size: int) -> list[Run] | None:
@@ -185,17 +187,21 @@ def _whole(free: Sequence[Run], size: int) -> list[Run] | None:
 
 
 def _cut(free: Sequence[Run], cuts: Sequence[int]) -> list[Run] | None:
-    """The bytes from the first to the last of `cuts` over free runs, parted at cuts only; None if they don't fit."""
+    """The bytes from the first to the last of `cuts` over free runs, parted at cuts only; None if they don't fit.
+
+    Next is always the first of the free runs that are left which holds the next matrix.
+    """
     runs: list[Run] = []
-    at = 0
-    for run in free:
-        room = bisect_right(cuts, cuts[at] + run.pages * PAGE) - 1
-        if room > at:
-            runs.append(Run(run.first, _pages(cuts[room] - cuts[at]), cuts[at], cuts[room]))
-            at = room
-        if at == len(cuts) - 1:
-            return runs
-    return None
+    left, at = list(free), 0
+    while at < len(cuts) - 1:
+        run = next((run for run in left if run.pages * PAGE >= cuts[at + 1] - cuts[at]), None)
+        if run is None:
+            return None
+        left.remove(run)
+        end = bisect_right(cuts, cuts[at] + run.pages * PAGE) - 1
+        runs.append(Run(run.first, _pages(cuts[end] - cuts[at]), cuts[at], cuts[end]))
+        at = end
+    return runs
 
 
 def _with(free: Sequence[Run], leases: Iterable[Lease]) -> list[Run]:

@@ -71,6 +71,17 @@ def test_scattered_room_is_used_without_cutting_a_matrix() -> None:
     assert same(weights, arena.fill(lease, weights).result())
 
 
+def test_small_matrices_leave_the_only_run_that_is_long_enough_to_the_large_one() -> None:
+    arena = Arena(9 * PAGE, CPU)
+    leases = [leased(arena, packed(size)) for size in (4, 1, 1, 1, 1, 1)]
+    for lease in leases[::2]:
+        arena.release(lease)
+    weights = packed(1, 4, 1)
+    lease = leased(arena, weights)
+    assert [run.pages for run in lease.runs] == [1, 4, 1]
+    assert same(weights, arena.fill(lease, weights).result())
+
+
 def test_a_matrix_that_no_run_holds_finds_no_room_and_takes_nothing() -> None:
     arena = Arena(9 * PAGE, CPU)
     leases = [leased(arena, packed(1)) for _ in range(9)]
