@@ -121,9 +121,9 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._wake.clear()
                 if not self.step():
                     self._wake.wait(PATIENCE if len(self.scheduler.queue) or self.scheduler.slots.loading else None)
+                self._wake.clear()  # who woke the loop did it for what it looks at now: `_stopping` and the notes
         except Exception as error:
             log.exception("the engine broke outside of the model; nothing it holds can be relied on any more")
             self._close(Internal("The engine broke."))

@@ -72,6 +72,22 @@ def test_who_comes_after_the_end_is_told_so(bench: Callable[..., Any]) -> None:
         engine.engine.ask(lambda: 1).result(SOON)
 
 
+def test_an_engine_that_is_stopped_just_when_it_goes_to_sleep_ends(bench: Callable[..., Any]) -> None:
+    engine = bench()
+    wake = engine.engine._wake
+    clear = wake.clear
+
+    def stop_and_clear() -> None:
+        engine.engine._stopping = True
+        wake.set()
+        clear()
+
+    wake.clear = stop_and_clear
+    engine.engine.wake()
+    engine.engine.start()
+    assert engine.engine.ended.result(SOON) is None
+
+
 def test_who_no_longer_waits_for_an_answer_breaks_nothing(bench: Callable[..., Any]) -> None:
     """A call that its client cancelled leaves a cancelled future behind."""
     engine = bench()
