@@ -152,10 +152,10 @@ class Engine:
             started, adapters = time.monotonic(), plan.adapters  # who ends in this step lets go of its slot
             try:
                 output = self._runner.run(plan)
-                self.scheduler.commit(plan, output)
             except Exception:
                 self._give_up(plan)
             else:
+                self.scheduler.commit(plan, output)
                 self._account(plan, output, started, adapters)
         if self._check:
             self.scheduler.check()

@@ -20,6 +20,10 @@ def break_plan(engine: Any) -> None:
     engine.scheduler.plan = breaking
 
 
+def break_commit(engine: Any) -> None:
+    engine.scheduler.commit = breaking
+
+
 def break_check(engine: Any) -> None:
     engine.scheduler.check = breaking
 
@@ -38,7 +42,7 @@ def break_delivery_once(engine: Any) -> None:
     engine.engine._deliver = breaks
 
 
-@pytest.mark.parametrize("fault", [break_plan, break_check, break_note, break_delivery_once])
+@pytest.mark.parametrize("fault", [break_plan, break_commit, break_check, break_note, break_delivery_once])
 def test_every_request_and_question_fails_when_the_engine_breaks(
     bench: Callable[..., Any], fault: Callable[[Any], None]
 ) -> None:
