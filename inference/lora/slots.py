@@ -226,6 +226,8 @@ class SlotPool:
                 self._place(digest)
             elif isinstance(error, PinsFull):
                 self._settle(digest, error)  # it may be resident, only not pinned
+                if not self._place(digest) and not self.awaited(digest):
+                    self._give_up(digest)
             else:
                 failures.append((digest, error))
         return failures

@@ -135,3 +135,17 @@ def test_pins_leave_a_slot_s_share_of_memory() -> None:
     bench.pool.poll()
     assert bench.pool.held == set()
     assert bench.state("big") is State.RESIDENT
+
+
+def test_what_may_not_be_pinned_and_finds_no_room_is_let_go_of_unless_a_sequence_waits_for_it() -> None:
+    bench = Bench(slots=4, pages=8)
+    bench.resident("a", pages=2)
+    bench.pinned("a")
+    bench.now += 60
+    for digest in ("big", "wanted"):
+        bench.pool.bring(digest, hold=True)
+    bench.pool.want("wanted")
+    for digest in ("big", "wanted"):
+        bench.loaded(digest, pages=7)
+    assert bench.pool.coming == ("wanted",)
+    assert bench.pool.held == set()
