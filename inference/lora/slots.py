@@ -264,11 +264,12 @@ class SlotPool:
         promised = sum(self._needs(heir) for heir in heirs if since[heir] < since[digest])
         if self.room.free + sum(slot.pages for slot in idle) < self.room.pages(weights) + promised:
             return None
+        kept = [slot.lease for slot in self.occupied() if slot not in idle]
         while True:
             free = [slot for slot in self.slots if slot.state is State.FREE and slot.heir in ("", digest)]
             if free and (lease := self.room.lease(weights)) is not None:
                 return min(free, key=lambda slot: slot.heir != digest), lease
-            if not idle:
+            if not idle or not self.room.fits(weights, kept):
                 return None
             self._empty(idle.pop(0))
             self.tally.evictions += 1

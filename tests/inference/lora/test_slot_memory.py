@@ -53,6 +53,19 @@ def test_memory_is_made_by_the_least_recently_used_and_by_nobody_in_vain() -> No
     assert bench.state("d") is State.RESIDENT
 
 
+def test_nobody_is_emptied_for_a_matrix_that_would_find_no_run_all_the_same() -> None:
+    bench = Bench(slots=4, pages=9)
+    bench.resident("a", "b", "c", pages=3)
+    bench.pinned("b")
+    bench.now += 60
+    bench.pool.want("big")
+    bench.loaded("big", pages=4, whole=True)
+    assert all(bench.state(digest) is State.RESIDENT for digest in "abc")
+    bench.pool.want("d")
+    bench.loaded("d", pages=3, whole=True)
+    assert (bench.state("a"), bench.state("c"), bench.state("d")) == (None, State.RESIDENT, State.RESIDENT)
+
+
 def test_memory_is_drained_for_a_starving_adapter_slot_by_slot() -> None:
     bench = Bench(slots=4, patience=1.0, pages=8)
     bench.resident("a", "b", pages=4)
