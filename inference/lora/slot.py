@@ -96,6 +96,7 @@ class Slot:
     cost: float = 1.0  # of one of its tokens to a step; one of the base costs 1
     used: float = 0.0  # when it was last pinned or unpinned; first, when it began to be filled
     kept_until: float = 0.0  # not evicted before, unless it was used
+    asked: bool = False  # sequences wait for it since it was to be filled, and none has run on it yet
     heir: str = ""  # the adapter that a draining slot is emptied, and a free one kept, for
     lease: Any = None
     copy: Future[AdapterWeights] | None = None

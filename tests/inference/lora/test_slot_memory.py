@@ -28,6 +28,26 @@ def test_an_eviction_during_the_copy_takes_effect_when_it_is_done() -> None:
     assert bench.arena.free == bench.arena.total
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["left", "asked again"])
+def test_an_adapter_is_kept_if_somebody_waits_for_it_when_it_has_been_filled(again: bool) -> None:
+    bench = Bench(slots=1, pages=4)
+    assert bench.arena is not None
+    fill, copy = bench.arena.fill, Future[Any]()
+    bench.arena.fill = lambda lease, weights: copy  # type: ignore[method-assign]
+    bench.pool.want("a")
+    bench.loaded("a")
+    bench.pool.forget("a")
+    if again:
+        bench.pool.want("a")
+    copy.set_result(sized(PAGE))
+    bench.pool.poll()
+    assert bench.state("a") is State.RESIDENT
+    bench.arena.fill = fill  # type: ignore[method-assign]
+    bench.pool.want("b")
+    bench.loaded("b")
+    assert bench.state("b") is (None if again else State.RESIDENT)
+
+
 def test_slots_hold_real_ranks_and_the_law_of_pages() -> None:
     bench = Bench(slots=8, pages=16)
     bench.resident("wide", pages=10)
