@@ -66,10 +66,7 @@ class DiskCache:
 
         What was fetched is gone afterwards where `keep()` then says no. Raises Missing, Corrupt, TooLarge, OSError.
         """
-        copy = self._copies.get(digest, use=True)
-        if copy is not None and not self._good(digest, copy, turn):
-            self.drop(digest)
-            copy = None
+        copy = self._known(digest, turn)
         if copy is None:
             with self._fetched(digest, turn) as (part, manifest):
                 if not keep():
@@ -91,6 +88,18 @@ class DiskCache:
         """Delete a copy, also one that is read: what reads it has its files open, or meets FileNotFoundError."""
         if (copy := self._copies.pop(digest)) is not None:
             self._delete(copy)
+
+    def _known(self, digest: str, turn: Turn) -> Copy | None:
+        """A copy that is there, in use until `done`; one that is not good is dropped."""
+        copy = self._copies.get(digest, use=True)
+        try:
+            if copy is None or self._good(digest, copy, turn):
+                return copy
+        except BaseException:
+            self._copies.done(digest)
+            raise
+        self.drop(digest)
+        return None
 
     def _good(self, digest: str, copy: Copy, turn: Turn) -> bool:
         """Whether a copy is there and what its digest says, asked once for one that was found at the start."""
