@@ -223,6 +223,13 @@ def test_copies_of_an_earlier_run_are_known_and_the_last_used_stays_longest(shel
     assert shelf.store.fetches == fetches
 
 
+@pytest.mark.parametrize("name", [".part-x", ".gone-x", "sha256-" + "0" * 64])
+def test_what_another_engine_takes_away_just_when_this_one_starts_is_passed_over(shelf: Shelf, name: str) -> None:
+    loaded(shelf.loader(), shelf.digests[0])
+    (shelf.folder / name).symlink_to("nowhere")
+    assert set(shelf.loader().cache.sizes()) == {shelf.digests[0]}
+
+
 def test_a_copy_that_was_damaged_between_two_runs_is_fetched_anew(shelf: Shelf) -> None:
     digest = shelf.digests[0]
     good = loaded(shelf.loader(), digest)
