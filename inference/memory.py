@@ -5,8 +5,10 @@ After the weights come the adapters (the arena, and on the host what lets a re-l
 
 import argparse
 import logging
+import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +103,11 @@ def cgroup_room(root: Path) -> int | None:
 def spare_disk(folder: Path) -> int:
     """A share of what is free where the cache is, its own files counted as free."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    own = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # another engine may share the folder
+                own += Path(parent, name).stat().st_size
     return min(int((shutil.disk_usage(folder).free + own) * DISK_SHARE), DISK_MOST)
 
 

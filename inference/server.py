@@ -121,9 +121,27 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             self._close(sequence)
 
     async def Preload(self, request: pb.PreloadRequest, context: Any) -> pb.AdapterState:
-        brought = await self._ask(lambda: self._scheduler.slots.bring(request.digest, hold=request.pin))
-        await asyncio.wrap_future(brought)
-        return await self._state(request.digest)
+        slots, digest, pin = self._scheduler.slots, request.digest, request.pin
+
+        def bring() -> tuple[Future[None], bool]:
+            new = pin and digest not in slots.held
+            return slots.bring(digest, hold=pin), new
+
+        def undo() -> None:
+            """The pool sees by itself who goes away before the answer, and not who does before it is told."""
+            brought, pinned = asked.result()
+            if not brought.cancel() and pinned:
+                slots.let_go(digest)
+
+        asked = self.engine.ask(bring)
+        try:
+            brought, _ = await asyncio.wrap_future(asked)
+            await asyncio.wrap_future(brought)
+            return await self._state(digest)
+        except asyncio.CancelledError:
+            if not asked.cancel():
+                self.engine.ask(undo)
+            raise
 
     async def Unpin(self, request: pb.AdapterRequest, context: Any) -> pb.AdapterState:
         await self._ask(lambda: self._scheduler.slots.let_go(request.digest))

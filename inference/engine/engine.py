@@ -121,9 +121,9 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._wake.clear()
                 if not self.step():
                     self._wake.wait(PATIENCE if len(self.scheduler.queue) or self.scheduler.slots.loading else None)
+                self._wake.clear()  # who woke the loop did it for what it looks at now: `_stopping` and the notes
         except Exception as error:
             log.exception("the engine broke outside of the model; nothing it holds can be relied on any more")
             self._close(Internal("The engine broke."))
@@ -152,10 +152,10 @@ class Engine:
             started, adapters = time.monotonic(), plan.adapters  # who ends in this step lets go of its slot
             try:
                 output = self._runner.run(plan)
-                self.scheduler.commit(plan, output)
             except Exception:
                 self._give_up(plan)
             else:
+                self.scheduler.commit(plan, output)
                 self._account(plan, output, started, adapters)
         if self._check:
             self.scheduler.check()

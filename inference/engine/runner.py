@@ -41,7 +41,8 @@ class Runner:
         if record is None and self._model.device.type != "cuda":
             return
         try:
-            self.graphs = Graphs(self._model, rows, context, self._size, record or on_cuda())
+            with self._model.current():
+                self.graphs = Graphs(self._model, rows, context, self._size, record or on_cuda())
         except Exception:
             log.exception("decode steps can't be recorded as CUDA graphs: every step runs eagerly, and slower")
 
@@ -49,10 +50,11 @@ class Runner:
     def run(self, plan: Plan) -> list[Sampled | None]:
         """One forward pass over the plan's tokens; a token for every row that samples, None for the others."""
         samplers = [row for row in plan.rows if row.samples]
-        logits = None if self.graphs is None else self.graphs.logits(plan)
-        if logits is None:
-            logits = self._forward(plan.rows, samplers)
-        drawn = iter(sample(logits, [row.sequence for row in samplers]) if samplers else ())
+        with self._model.current():
+            logits = None if self.graphs is None else self.graphs.logits(plan)
+            if logits is None:
+                logits = self._forward(plan.rows, samplers)
+            drawn = iter(sample(logits, [row.sequence for row in samplers]) if samplers else ())
         return [next(drawn) if row.samples else None for row in plan.rows]
 
     def _forward(self, rows: Seq[Row], samplers: Seq[Row]) -> Tensor:

@@ -1,10 +1,11 @@
 """Knows where adapters lie in device memory: one buffer, leased in pages; never which adapter is whose, or files.
 
 An adapter is one packed buffer on the host (`weights.read`). It gets a single run of pages where one is long enough,
-the shortest such; else as few runs as there are, cut between two matrices, so that kernels read every matrix as a
-contiguous tensor. Any adapter fits as long as the free runs together have its pages and each matrix finds one: what
-fragmentation costs is the end of one page per run, and the end of a run that is too short for the next matrix. Nothing
-is ever moved: an adapter that finds no place makes slots evict, and what is evicted comes back from the host tier.
+the shortest such; else the longest there are, cut between two matrices, so that kernels read every matrix as a
+contiguous tensor; and where small matrices would so take the place of a large one, each time the shortest run that
+holds the next matrix. What fragmentation costs is the end of one page per run, and the end of a run that is too short
+for the next matrix. Nothing is ever moved: an adapter that finds no place makes slots evict, and what is evicted comes
+back from the host tier.
 
 The law: free + leased == total. On a CPU, pages cost memory only once they are written, and `trim` gives the free ones
 back to the operating system. On CUDA the buffer is allocated once, and copies run on a stream of their own, after the
@@ -13,7 +14,7 @@ steps that may still read what was there before.
 
 import mmap
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -98,9 +99,7 @@ class Arena:
 
     def lease(self, weights: AdapterWeights) -> Lease | None:
         """Room for an adapter; None if there is none."""
-        runs = _whole(self._free, weights.nbytes)
-        if runs is None:
-            runs = _cut(sorted(self._free, key=lambda run: -run.pages), [*weights.starts, weights.nbytes])
+        runs = _runs(self._free, weights)
         if runs is None:
             return None
         for run in runs:
@@ -110,9 +109,13 @@ class Arena:
         self._leases.add(lease)
         return lease
 
+    def fits(self, weights: AdapterWeights, kept: Collection[Lease]) -> bool:
+        """Whether there would be room for an adapter if all leases but the `kept` were released."""
+        return _runs(_with(self._free, self._leases.difference(kept)), weights) is not None
+
     def release(self, lease: Lease) -> None:
         self._leases.remove(lease)
-        self._free = list(_joined(sorted([*self._free, *lease.runs], key=lambda run: run.first)))
+        self._free = _with(self._free, [lease])
 
     def trim(self) -> None:
         """Make free pages cost nothing where they can. A page that is leased anew at once is better kept."""
@@ -166,6 +169,15 @@ def _pages(size: int) -> int:
     return -(-size // PAGE)
 
 
+def _runs(free: Sequence[Run], weights: AdapterWeights) -> list[Run] | None:
+    """Where an adapter comes to lie; None if there is no room."""
+    whole = _whole(free, weights.nbytes)
+    if whole is not None:
+        return whole
+    cuts, longest_first = [*weights.starts, weights.nbytes], sorted(free, key=lambda run: -run.pages)
+    return _cut(longest_first, cuts) or _cut(longest_first[::-1], cuts)
+
+
 def _whole(free: Sequence[Run], size: int) -> list[Run] | None:
     """The shortest free run that holds `size` bytes."""
     enough = [run for run in free if run.pages >= _pages(size)]
@@ -175,17 +187,27 @@ def _whole(free: Sequence[Run], size: int) -> list[Run] | None:
 
 
 def _cut(free: Sequence[Run], cuts: Sequence[int]) -> list[Run] | None:
-    """The bytes from the first to the last of `cuts` over free runs, parted at cuts only; None if they don't fit."""
+    """The bytes from the first to the last of `cuts` over free runs, parted at cuts only; None if they don't fit.
+
+    Next is always the first of the free runs that are left which holds the next matrix.
+    """
     runs: list[Run] = []
-    at = 0
-    for run in free:
-        room = bisect_right(cuts, cuts[at] + run.pages * PAGE) - 1
-        if room > at:
-            runs.append(Run(run.first, _pages(cuts[room] - cuts[at]), cuts[at], cuts[room]))
-            at = room
-        if at == len(cuts) - 1:
-            return runs
-    return None
+    left, at = list(free), 0
+    while at < len(cuts) - 1:
+        run = next((run for run in left if run.pages * PAGE >= cuts[at + 1] - cuts[at]), None)
+        if run is None:
+            return None
+        left.remove(run)
+        end = bisect_right(cuts, cuts[at] + run.pages * PAGE) - 1
+        runs.append(Run(run.first, _pages(cuts[end] - cuts[at]), cuts[at], cuts[end]))
+        at = end
+    return runs
+
+
+def _with(free: Sequence[Run], leases: Iterable[Lease]) -> list[Run]:
+    """The free runs once these leases are released, in order and joined."""
+    runs = [*free, *(run for lease in leases for run in lease.runs)]
+    return list(_joined(sorted(runs, key=lambda run: run.first)))
 
 
 def _joined(runs: Sequence[Run]) -> Iterator[Run]:

@@ -5,7 +5,7 @@
     <folder>/.gone-<random>   being deleted
     <folder>/.lock            held while parts are made or swept away
 
-Engines may share a folder; each counts what it knows of.
+Engines may share a folder; each counts what it knows of. What one looks at another may have taken away meanwhile.
 """
 
 import fcntl
@@ -66,10 +66,7 @@ class DiskCache:
 
         What was fetched is gone afterwards where `keep()` then says no. Raises Missing, Corrupt, TooLarge, OSError.
         """
-        copy = self._copies.get(digest, use=True)
-        if copy is not None and not self._good(digest, copy, turn):
-            self.drop(digest)
-            copy = None
+        copy = self._known(digest, turn)
         if copy is None:
             with self._fetched(digest, turn) as (part, manifest):
                 if not keep():
@@ -91,6 +88,18 @@ class DiskCache:
         """Delete a copy, also one that is read: what reads it has its files open, or meets FileNotFoundError."""
         if (copy := self._copies.pop(digest)) is not None:
             self._delete(copy)
+
+    def _known(self, digest: str, turn: Turn) -> Copy | None:
+        """A copy that is there, in use until `done`; one that is not good is dropped."""
+        copy = self._copies.get(digest, use=True)
+        try:
+            if copy is None or self._good(digest, copy, turn):
+                return copy
+        except BaseException:
+            self._copies.done(digest)
+            raise
+        self.drop(digest)
+        return None
 
     def _good(self, digest: str, copy: Copy, turn: Turn) -> bool:
         """Whether a copy is there and what its digest says, asked once for one that was found at the start."""
@@ -145,7 +154,10 @@ class DiskCache:
         """Take away what killed engines left."""
         with self._locked():
             for left in [*self._folder.glob(".part-*"), *self._folder.glob(".gone-*")]:
-                lock = os.open(left, os.O_RDONLY)
+                try:
+                    lock = os.open(left, os.O_RDONLY)
+                except FileNotFoundError:
+                    continue
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(left, ignore_errors=True)
@@ -156,9 +168,13 @@ class DiskCache:
 
     def _find(self) -> None:
         """Know the copies of earlier runs, the last used last; each is verified when it is first read."""
-        found = [folder for folder in self._folder.glob("sha256-*") if is_digest(_digest(folder))]
-        for folder in sorted(found, key=lambda folder: folder.stat().st_mtime):
-            size = sum(file.stat().st_size for file in folder.iterdir())
+        found: list[tuple[float, int, Path]] = []
+        for folder in self._folder.glob("sha256-*"):
+            with suppress(FileNotFoundError):
+                if is_digest(_digest(folder)):
+                    used, size = folder.stat().st_mtime, sum(file.stat().st_size for file in folder.iterdir())
+                    found.append((used, size, folder))
+        for _, size, folder in sorted(found):
             if size > self.limit:
                 self._delete(Copy(folder, verified=False))
             self._delete(*(old for _, old in self._copies.put(_digest(folder), Copy(folder, verified=False), size)))

@@ -12,7 +12,8 @@ def refusal(
 ) -> EngineError | None:
     """Why an adapter that is on the host finds no memory however long it waits, or may not be pinned (PinsFull)."""
     needed, total = room.pages(weights), room.total
-    pinned = sum(slot.pages for slot in slots if slot.digest in held and slot.digest != digest)
+    kept = [slot for slot in slots if slot.digest in held and slot.digest != digest]
+    pinned = sum(slot.pages for slot in kept)
 
     def size(pages: int) -> str:
         return f"{pages * room.page / 2**20:.1f} MiB"
@@ -24,6 +25,8 @@ def refusal(
         return PinsFull(f"{told}; pinned ones hold {size(pinned)} of {size(total)}, and a slot's share stays free.")
     if needed + pinned > total:
         return AdapterUnavailable(f"{told}; pinned adapters hold {size(pinned)} of {size(total)}.")
+    if kept and not room.fits(weights, [slot.lease for slot in kept]):
+        return AdapterUnavailable(f"{told}; no place between the pinned adapters is large enough.")
     return None
 
 

@@ -1,5 +1,6 @@
 """Knows what a slot is, and what it needs of the device: tables to be found in, memory to lie in; never who uses it."""
 
+from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
@@ -43,6 +44,9 @@ class Room(Protocol):
     def lease(self, weights: AdapterWeights) -> Any:
         """Room for an adapter, None if there is none. What is leased has `pages`."""
 
+    def fits(self, weights: AdapterWeights, kept: Collection[Any]) -> bool:
+        """Whether there would be room for an adapter if all leases but the `kept` were released."""
+
     def fill(self, lease: Any, weights: AdapterWeights) -> Future[AdapterWeights]: ...
 
     def release(self, lease: Any) -> None: ...
@@ -67,6 +71,9 @@ class Anywhere:
     def lease(self, weights: AdapterWeights) -> Nothing:
         return self.Nothing()
 
+    def fits(self, weights: AdapterWeights, kept: Collection[Nothing]) -> bool:
+        return True
+
     def fill(self, lease: Nothing, weights: AdapterWeights) -> Future[AdapterWeights]:
         future: Future[AdapterWeights] = Future()
         future.set_result(weights)
@@ -89,6 +96,7 @@ class Slot:
     cost: float = 1.0  # of one of its tokens to a step; one of the base costs 1
     used: float = 0.0  # when it was last pinned or unpinned; first, when it began to be filled
     kept_until: float = 0.0  # not evicted before, unless it was used
+    asked: bool = False  # sequences wait for it since it was to be filled, and none has run on it yet
     heir: str = ""  # the adapter that a draining slot is emptied, and a free one kept, for
     lease: Any = None
     copy: Future[AdapterWeights] | None = None

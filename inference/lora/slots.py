@@ -64,7 +64,7 @@ class SlotPool:
         if slot is None or slot.state is not State.RESIDENT:
             return None
         slot.pins += 1
-        slot.used, slot.kept_until = self._clock(), 0.0
+        slot.used, slot.kept_until, slot.asked = self._clock(), 0.0, False
         self.tally.hits += 1
         return slot.index
 
@@ -91,7 +91,10 @@ class SlotPool:
 
         Without `left`, which the scheduler gives, no slot is drained.
         """
-        if digest not in self._by_digest:
+        slot = self._by_digest.get(digest)
+        if slot is not None:
+            slot.asked = True
+        else:
             self._arrivals.waits(digest)
             self._arrivals.waited.add(digest)
             self._seek(digest, left, self._patience)
@@ -149,11 +152,15 @@ class SlotPool:
             self.room.trim()
 
     def awaited(self, digest: str) -> bool:
-        """Whether sequences were promised this adapter, which is not in a slot yet."""
-        return digest in self._arrivals.waited
+        """Whether sequences were promised this adapter, and none has run on it yet."""
+        slot = self._by_digest.get(digest)
+        return digest in self._arrivals.waited if slot is None else slot.asked
 
     def forget(self, digest: str) -> None:
-        """No sequence waits for this adapter any more. A load that began goes on, to the host."""
+        """No sequence waits for this adapter any more. A load that began goes on, to the host, and is not kept."""
+        slot = self._by_digest.get(digest)
+        if slot is not None:
+            slot.asked, slot.kept_until = False, 0.0
         self._arrivals.waited.discard(digest)
         if digest not in self._preloads:
             self._give_up(digest)
@@ -226,6 +233,8 @@ class SlotPool:
                 self._place(digest)
             elif isinstance(error, PinsFull):
                 self._settle(digest, error)  # it may be resident, only not pinned
+                if not self._place(digest) and not self.awaited(digest):
+                    self._give_up(digest)
             else:
                 failures.append((digest, error))
         return failures
@@ -248,6 +257,7 @@ class SlotPool:
         if found is None:
             return False
         slot, lease = found
+        slot.asked = self.awaited(digest)
         self._give_up(digest)
         slot.state, slot.digest, slot.lease, slot.copy = State.LOADING, digest, lease, self.room.fill(lease, weights)
         slot.used = self._clock()
@@ -262,11 +272,12 @@ class SlotPool:
         promised = sum(self._needs(heir) for heir in heirs if since[heir] < since[digest])
         if self.room.free + sum(slot.pages for slot in idle) < self.room.pages(weights) + promised:
             return None
+        kept = [slot.lease for slot in self.occupied() if slot not in idle]
         while True:
             free = [slot for slot in self.slots if slot.state is State.FREE and slot.heir in ("", digest)]
             if free and (lease := self.room.lease(weights)) is not None:
                 return min(free, key=lambda slot: slot.heir != digest), lease
-            if not idle:
+            if not idle or not self.room.fits(weights, kept):
                 return None
             self._empty(idle.pop(0))
             self.tally.evictions += 1
@@ -312,7 +323,8 @@ class SlotPool:
         self.tally.loads += 1
         self.tally.seconds += self._clock() - slot.used
         slot.used = self._clock()
-        slot.kept_until = slot.used + GRACE
+        if slot.asked or digest in self._preloads:
+            slot.kept_until = slot.used + GRACE
         self._settle(digest)
         return None
 

@@ -1,5 +1,6 @@
 """Knows how to bring a causal language model up: Transformers builds it, our attention and linears go in."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,10 @@ class Model:
         logits: Tensor = output.logits[0]
         return logits
 
+    def current(self) -> AbstractContextManager[object]:
+        """Its device as this thread's own, by which Triton, streams and graphs go, and which is CUDA's first else."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
 
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one."""
@@ -67,7 +72,7 @@ def equip(network: PreTrainedModel, spec: BaseSpec, device: torch.device, dtype:
     cache = PagedCache()
     attention.attach(network, cache)
     model = Model(network, spec, cache, Sites(network, slots, spec), _stops(network), device, dtype)
-    with torch.inference_mode():
+    with torch.inference_mode(), model.current():
         fuse(network, lambda: _measure(model))
         model.sites.pack(lambda: _measure(model))
     if device.type == "cuda":

@@ -16,6 +16,7 @@ import torch
 from grpc_health.v1 import health_pb2
 from transformers import AutoTokenizer
 
+from adapters.store import Store
 from inference import engine_pb2 as pb
 from inference.client import EngineClient, Event, Generation, Internal, Sampling
 from inference.models.load import load
@@ -116,6 +117,33 @@ async def answer(service: Service, request: pb.GenerateRequest) -> tuple[list[pb
         service.engine.step()
     events = await reading
     return [event.delta for event in events if event.HasField("delta")], events[-1].finished
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "pinned before"])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_who_goes_away_when_its_pin_has_just_been_made_leaves_none(
+    service: Service, workshop: Any, tiny_base_model: Path, tmp_path: Path, turns: int, others: bool
+) -> None:
+    adapter = workshop.adapter(workshop.base_at(tiny_base_model), "pinned", r=2, target_modules=["q_proj"])
+    digest = Store(f"file://{tmp_path}/store").put(workshop.uploadable(adapter)).digest
+    slots = service._scheduler.slots
+    there = slots.bring(digest)
+    while not there.done():
+        service.engine.step()
+        await asyncio.sleep(0.01)
+    if others:
+        slots.hold(digest)
+    asking = asyncio.create_task(service.Preload(pb.PreloadRequest(digest=digest, pin=True), None))
+    await asyncio.sleep(0)
+    service.engine.step()
+    assert slots.held == {digest}
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    service.engine.step()
+    assert slots.held == ({digest} if others else set())
 
 
 async def test_usage_counts_what_was_told_however_far_the_engine_is_ahead(service: Service) -> None:

@@ -1,5 +1,7 @@
 """What memory allows, and who gets how much of it."""
 
+import os
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,25 @@ def test_the_kv_cache_is_made_of_what_weights_and_adapters_leave(
 def test_what_is_asked_for_and_not_there_stops_the_start_by_name(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--arena"):
         memory.shares(model, 16, options(tmp_path, arena=1 << 60))
+
+
+def test_what_another_engine_takes_away_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, scan = tmp_path / "cache", os.scandir
+    for name in ("here", "gone"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "file").write_bytes(b"x" * 1000)
+    (cache / "here" / "gone").symlink_to("nowhere")
+
+    def take_away(path: Any) -> Any:
+        if Path(path) == cache / "gone":
+            (cache / "gone").rename(tmp_path / "away")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", take_away)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Namespace(free=0))
+    assert memory.spare_disk(cache) == 1000 * memory.DISK_SHARE
 
 
 def test_without_options_every_slot_has_room_for_rank_16_and_one_adapter_for_the_widest(

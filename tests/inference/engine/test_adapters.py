@@ -111,6 +111,24 @@ def test_answers_that_are_left_one_by_one_below_an_unload_free_the_slot_with_the
     assert engine.ended(after).reason == "length"
 
 
+def test_who_leaves_while_its_adapter_comes_keeps_no_slot_from_the_next(bench: Callable[..., Any]) -> None:
+    engine = bench(slots=1, rows=1, instant=False)
+    left = engine.submit(digest="x", tokens=8)
+    engine.steps()
+    engine.submit(tokens=3)
+    engine.steps()
+    engine.loaded("x")
+    engine.steps()
+    assert engine.slots.state("x") is not None
+    engine.engine.cancel(left)
+    after = engine.submit(digest="y")
+    for _ in range(10):
+        engine.steps()
+        if "y" in engine.loads:
+            engine.loaded("y")
+    assert engine.ended(after), "it waits though the slot is idle"
+
+
 def test_as_many_adapters_as_slots_and_the_base_share_a_step_while_another_waits(bench: Callable[..., Any]) -> None:
     """Other engines: N adapters and the base at once crash the scheduler."""
     engine = bench(slots=3)

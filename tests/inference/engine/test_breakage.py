@@ -20,6 +20,10 @@ def break_plan(engine: Any) -> None:
     engine.scheduler.plan = breaking
 
 
+def break_commit(engine: Any) -> None:
+    engine.scheduler.commit = breaking
+
+
 def break_check(engine: Any) -> None:
     engine.scheduler.check = breaking
 
@@ -38,7 +42,7 @@ def break_delivery_once(engine: Any) -> None:
     engine.engine._deliver = breaks
 
 
-@pytest.mark.parametrize("fault", [break_plan, break_check, break_note, break_delivery_once])
+@pytest.mark.parametrize("fault", [break_plan, break_commit, break_check, break_note, break_delivery_once])
 def test_every_request_and_question_fails_when_the_engine_breaks(
     bench: Callable[..., Any], fault: Callable[[Any], None]
 ) -> None:
@@ -70,6 +74,22 @@ def test_who_comes_after_the_end_is_told_so(bench: Callable[..., Any]) -> None:
     assert isinstance(engine.ended(late).error, EngineDown)
     with pytest.raises(EngineDown):
         engine.engine.ask(lambda: 1).result(SOON)
+
+
+def test_an_engine_that_is_stopped_just_when_it_goes_to_sleep_ends(bench: Callable[..., Any]) -> None:
+    engine = bench()
+    wake = engine.engine._wake
+    clear = wake.clear
+
+    def stop_and_clear() -> None:
+        engine.engine._stopping = True
+        wake.set()
+        clear()
+
+    wake.clear = stop_and_clear
+    engine.engine.wake()
+    engine.engine.start()
+    assert engine.engine.ended.result(SOON) is None
 
 
 def test_who_no_longer_waits_for_an_answer_breaks_nothing(bench: Callable[..., Any]) -> None:

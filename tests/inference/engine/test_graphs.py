@@ -6,6 +6,7 @@ it is in `kernels/on_device/graphs.py`.
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from inference.engine.graphs import FAMILIES, Record, Replay, Room, _sizes
 from inference.engine.runner import Runner
 from inference.kernels.gpu.tiles import Family, Tiles
 from inference.kernels.sgmm import Segments
+from inference.models.load import Model
 
 BLOCKS = 200
 
@@ -81,6 +83,35 @@ def test_replayed_steps_give_the_eager_ones_tokens(workshop: Any) -> None:
     assert crowd(replaying, workshop, names) == crowd(eager, workshop, names)
     assert runner.replayed > 20
     assert set(replaying.engine.steps_by_rows) >= set(range(1, 8)), "batches of few sizes only: little was tested"
+
+
+def test_every_pass_is_made_with_the_model_s_device_as_the_thread_s_own(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[Model] = []
+    passes: list[bool] = []
+    logits = Model.logits
+
+    @contextmanager
+    def current(model: Model) -> Iterator[None]:
+        entered.append(model)
+        yield
+        entered.pop()
+
+    def watched(model: Model, *told: Tensor) -> Tensor:
+        passes.append(entered == [model])
+        return logits(model, *told)
+
+    monkeypatch.setattr(Model, "current", current, raising=False)
+    monkeypatch.setattr(Model, "logits", watched)
+    driver = workshop.engine(workshop.base("llama"), blocks=BLOCKS)
+    loading = len(passes)
+    runner = recorded(driver)
+    recording = len(passes)
+    driver.answer(workshop.prompt(9))
+    assert 0 < loading < recording < len(passes)
+    assert runner.replayed
+    assert all(passes)
 
 
 def test_slots_are_refilled_between_replays(workshop: Any) -> None:

@@ -53,9 +53,10 @@ class Bench:
             self.loaded(digest, pages)
             self.now += 0.01
 
-    def loaded(self, digest: str, pages: int = 1) -> dict[str, Any]:
-        """A load ends, with an adapter of so many pages, each a tensor of its own; what failed then."""
-        self.loads[digest].set_result(self if self.arena is None else sized(*[PAGE] * pages))
+    def loaded(self, digest: str, pages: int = 1, *, whole: bool = False) -> dict[str, Any]:
+        """A load ends, with an adapter of so many pages, each a tensor of its own or all one; what failed then."""
+        sizes = [PAGE * pages] if whole else [PAGE] * pages
+        self.loads[digest].set_result(self if self.arena is None else sized(*sizes))
         failures = dict(self.pool.poll())
         self.pool.check()
         return failures

@@ -71,6 +71,17 @@ def test_scattered_room_is_used_without_cutting_a_matrix() -> None:
     assert same(weights, arena.fill(lease, weights).result())
 
 
+def test_small_matrices_leave_the_only_run_that_is_long_enough_to_the_large_one() -> None:
+    arena = Arena(9 * PAGE, CPU)
+    leases = [leased(arena, packed(size)) for size in (4, 1, 1, 1, 1, 1)]
+    for lease in leases[::2]:
+        arena.release(lease)
+    weights = packed(1, 4, 1)
+    lease = leased(arena, weights)
+    assert [run.pages for run in lease.runs] == [1, 4, 1]
+    assert same(weights, arena.fill(lease, weights).result())
+
+
 def test_a_matrix_that_no_run_holds_finds_no_room_and_takes_nothing() -> None:
     arena = Arena(9 * PAGE, CPU)
     leases = [leased(arena, packed(1)) for _ in range(9)]
@@ -78,6 +89,18 @@ def test_a_matrix_that_no_run_holds_finds_no_room_and_takes_nothing() -> None:
         arena.release(lease)
     assert arena.lease(packed(2)) is None
     assert arena.free == 5
+    arena.check()
+
+
+def test_what_fits_beside_some_leases_is_what_finds_room_once_the_others_are_released() -> None:
+    arena = Arena(9 * PAGE, CPU)
+    first, kept, last = (leased(arena, packed(size)) for size in (3, 1, 5))
+    assert arena.fits(packed(5), [kept])
+    assert arena.fits(packed(5, 3), [kept])
+    assert not arena.fits(packed(6), [kept])
+    assert not arena.fits(packed(1), [first, kept, last])
+    assert arena.fits(packed(9), [])
+    assert arena.free == 0
     arena.check()
 
 

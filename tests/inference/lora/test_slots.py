@@ -50,6 +50,15 @@ def test_a_just_loaded_adapter_is_kept_for_who_asked_for_it() -> None:
     assert bench.state("b") is State.RESIDENT
 
 
+def test_an_adapter_is_not_kept_for_who_asked_for_it_and_left() -> None:
+    bench = Bench(slots=1)
+    bench.resident("a")
+    bench.pool.forget("a")
+    bench.pool.want("b")
+    bench.loaded("b")
+    assert bench.state("b") is State.RESIDENT
+
+
 def test_a_pinned_adapter_is_not_emptied_by_eviction_but_after_its_last_sequence() -> None:
     bench = Bench()
     bench.resident("a")

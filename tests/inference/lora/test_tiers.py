@@ -168,6 +168,21 @@ def test_the_disk_is_bounded_and_what_is_read_stays(shelf: Shelf) -> None:
     assert {path.name for path in shelf.folder.glob("sha256-*")} == {d.replace(":", "-") for d in (b, c)}
 
 
+def test_a_copy_whose_reader_gives_up_while_it_is_hashed_can_make_room(shelf: Shelf) -> None:
+    a, b, _, _ = shelf.digests
+    loaded(shelf.loader(), a)
+    cache = DiskCache(shelf.store, shelf.folder, shelf.size(a) + 100)
+
+    def give_up() -> AbstractContextManager[None]:
+        raise RuntimeError("nobody waits any more")
+
+    with pytest.raises(RuntimeError), cache.open(a, give_up):
+        pass
+    with cache.open(b):
+        pass
+    assert set(cache.sizes()) == {b}
+
+
 def test_what_no_tier_can_hold_is_refused_with_both_sizes(shelf: Shelf) -> None:
     for loader in (shelf.loader(disk=100), shelf.loader(largest=100)):
         error = refused(loader, shelf.digests[0])
@@ -206,6 +221,13 @@ def test_copies_of_an_earlier_run_are_known_and_the_last_used_stays_longest(shel
     fetches = shelf.store.fetches
     loaded(later, a)
     assert shelf.store.fetches == fetches
+
+
+@pytest.mark.parametrize("name", [".part-x", ".gone-x", "sha256-" + "0" * 64])
+def test_what_another_engine_takes_away_just_when_this_one_starts_is_passed_over(shelf: Shelf, name: str) -> None:
+    loaded(shelf.loader(), shelf.digests[0])
+    (shelf.folder / name).symlink_to("nowhere")
+    assert set(shelf.loader().cache.sizes()) == {shelf.digests[0]}
 
 
 def test_a_copy_that_was_damaged_between_two_runs_is_fetched_anew(shelf: Shelf) -> None:
