@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from benchmarks.kernels import row
 from inference.kernels.gpu.tiles import Family, Tiles
-from inference.kernels.sgmm import Group, Segments, Table, joint_sgmm_, sgmm_
+from inference.kernels.operands import Group, Segments, Table
+from inference.kernels.sgmm import joint_sgmm_, sgmm_
 
 RANK = 16
 Shape = tuple[int, list[int]]

@@ -22,7 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from inference.kernels import reference
 from inference.kernels.attention import Layout, paged_attention
 from inference.kernels.library import library
-from inference.kernels.sgmm import Segments, Table, sgmm_
+from inference.kernels.operands import Segments, Table
+from inference.kernels.sgmm import sgmm_
 
 RANK = 16
 Candidates = dict[str, Callable[[], object]]

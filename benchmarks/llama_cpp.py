@@ -111,11 +111,7 @@ class LlamaServer:
         self._adapters = adapters
 
     def step(self, rows: int, tokens: int, distinct: bool = False) -> float:
-        """Seconds in which all rows get one token more, prompts apart; `distinct`: each asks for its own adapter.
-
-        The first answer after a pause took over a second more than the next, whatever the model: it is not timed.
-        """
-        self._seconds(1, 1, distinct)
+        """Seconds in which all rows get one token more, prompts apart; `distinct`: each asks for its own adapter."""
         return (self._seconds(rows, tokens + 1, distinct) - self._seconds(rows, 1, distinct)) / tokens
 
     def _seconds(self, rows: int, tokens: int, distinct: bool) -> float:
@@ -134,7 +130,7 @@ class LlamaServer:
             "temperature": 0,
             "ignore_eos": True,
             "cache_prompt": False,
-            "lora": [{"id": row % self._adapters, "scale": 1.0}] if distinct else [],
+            "lora": [{"id": row % self._adapters, "scale": float(distinct)}],  # an empty list would apply them all
         }
 
 

@@ -24,7 +24,7 @@ from inference.kernels.attention import Layout
 from inference.kernels.gpu.layout import Placed
 from inference.kernels.gpu.pinned import copy_
 from inference.kernels.gpu.tiles import Family, Tiles
-from inference.kernels.sgmm import Segments
+from inference.kernels.operands import Segments
 from inference.lora.linear import NO_SEGMENTS
 from inference.models.load import Model
 

@@ -12,7 +12,7 @@ from inference.engine.sampler import sample
 from inference.engine.scheduler import Plan, Row, Sampled
 from inference.kernels.attention import Layout
 from inference.kernels.gpu.pinned import put
-from inference.kernels.sgmm import Segments
+from inference.kernels.operands import Segments
 from inference.models.load import Model
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inference.kernels.library import CLinear, CWeights, library
-from inference.kernels.sgmm import ALIGNED, DTYPES, Group, Segments, Table, joint_sgmm_
+from inference.kernels.operands import ALIGNED, DTYPES, Group, Segments, Table
+from inference.kernels.sgmm import joint_sgmm_
 
 
 def packable(weight: Tensor) -> bool:

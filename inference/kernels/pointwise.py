@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inference.kernels import reference
 from inference.kernels.library import Library, library
-from inference.kernels.sgmm import DTYPES
+from inference.kernels.operands import DTYPES
 
 Act = Literal["silu", "gelu_tanh"]
 ACTS: tuple[Act, ...] = ("silu", "gelu_tanh")

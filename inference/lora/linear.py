@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inference.kernels.linear import Joined, Linears
-from inference.kernels.sgmm import Segments, Table, sgmm_
+from inference.kernels.operands import Segments, Table
+from inference.kernels.sgmm import sgmm_
 from inference.lora.weights import Correction
 
 NO_SEGMENTS = Segments.of([], [])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from adapters.base import BaseSpec, routed
 from inference.kernels.linear import Joined, Linears, Packed, joinable, packable
-from inference.kernels.sgmm import Table
+from inference.kernels.operands import Table
 from inference.lora.embedding import LoraEmbedding
 from inference.lora.linear import Batch, LoraLinear, Siblings
 from inference.lora.replaced import Replaced

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.kernels.library import library
+from inference.kernels.operands import DTYPES
 from inference.kernels.pointwise import ACTS, gated_, rms_norm, rotate_
-from inference.kernels.sgmm import DTYPES
 from inference.lora.linear import LoraLinear
 
 ROTARY = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "Qwen2MoeAttention"})

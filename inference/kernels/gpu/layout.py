@@ -8,7 +8,7 @@ uses, which are spread from there over the tables, as wide as any step may need 
     tiles      [count, 2], a sequence and the first of its new tokens that a program takes; -1: none
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +17,21 @@ from torch import Tensor
 from inference.kernels.gpu.pinned import copy_
 from inference.kernels.gpu.tiles import within
 
-if TYPE_CHECKING:
-    from inference.kernels.attention import Layout
-
 CHUNK = 16
 """New tokens of one sequence that a program takes, where some sequence has more than one."""
+
+
+class OnHost(Protocol):
+    """A step's numbers as `attention.Layout` has them."""
+
+    @property
+    def block_tables(self) -> Tensor: ...
+    @property
+    def query_starts(self) -> Tensor: ...
+    @property
+    def context_lengths(self) -> Tensor: ...
+    @property
+    def slots(self) -> Tensor: ...
 
 
 class Placed:
@@ -47,7 +57,7 @@ class Placed:
         self.tables = torch.zeros(sequences, width, dtype=torch.int32, device=device)
 
     @classmethod
-    def of(cls, layout: "Layout", device: torch.device | str) -> "Placed":
+    def of(cls, layout: OnHost, device: torch.device | str) -> "Placed":
         """Just large enough, loaded."""
         sequences, width = layout.block_tables.shape
         query = int(np.diff(layout.query_starts.numpy()).max(initial=0))
@@ -56,7 +66,7 @@ class Placed:
         placed.load(layout)
         return placed
 
-    def load(self, layout: "Layout") -> None:
+    def load(self, layout: OnHost) -> None:
         """Take another step's layout, its slots on the host, in stream order."""
         starts, contexts = layout.query_starts.numpy(), layout.context_lengths.numpy()
         lengths = np.diff(starts)

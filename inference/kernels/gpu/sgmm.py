@@ -19,7 +19,7 @@ from triton import knobs
 
 from inference.kernels.gpu import sgmm_kernels as kernels
 from inference.kernels.gpu.tiles import Family
-from inference.kernels.sgmm import WIDEST, Group, Segments, Table
+from inference.kernels.operands import WIDEST, Group, Segments, Table
 
 
 @dataclass(frozen=True)

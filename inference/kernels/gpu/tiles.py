@@ -7,18 +7,28 @@ wherever in the batch they are. Everything is one int32 tensor, filled by one co
 """
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from inference.kernels.gpu.pinned import copy_
 
-if TYPE_CHECKING:
-    from inference.kernels.sgmm import Segments
-
 Numbers = np.ndarray[Any, np.dtype[np.int32]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Runs(Protocol):
+    """Rows `starts[i]` up to `ends[i]` use `slots[i]`; the last of all is before `rows`. See `operands.Segments`."""
+
+    @property
+    def starts(self) -> tuple[int, ...]: ...
+    @property
+    def ends(self) -> tuple[int, ...]: ...
+    @property
+    def slots(self) -> tuple[int, ...]: ...
+    @property
+    def rows(self) -> int: ...
 
 
 class Family(IntEnum):
@@ -29,7 +39,7 @@ class Family(IntEnum):
     LONG = 64
 
     @classmethod
-    def best(cls, segments: "Segments") -> "Family":
+    def best(cls, segments: Runs) -> "Family":
         """By rows per slot. The bounds are from other engines' tables, not measured here."""
         rows = sum(segments.ends) - sum(segments.starts)
         mean = rows / max(1, len(set(segments.slots)))
@@ -49,17 +59,17 @@ class Tiles:
         self.numbers = torch.full((rows + 3 * self.count,), -1, dtype=torch.int32, device=device)
 
     @classmethod
-    def of(cls, segments: "Segments", device: torch.device | str) -> "Tiles":
+    def of(cls, segments: Runs, device: torch.device | str) -> "Tiles":
         """Just large enough, loaded."""
         tiles = cls(Family.best(segments), segments.rows, len(set(segments.slots)), device)
         tiles.load(segments)
         return tiles
 
-    def load(self, segments: "Segments") -> None:
+    def load(self, segments: Runs) -> None:
         """Take another step's segments, in stream order; what runs before still sees the old ones."""
         copy_(self.numbers, self._pack(segments))
 
-    def _pack(self, segments: "Segments") -> Numbers:
+    def _pack(self, segments: Runs) -> Numbers:
         starts, ends, slots = (np.array(each, np.int64) for each in (segments.starts, segments.ends, segments.slots))
         order = np.argsort(slots, kind="stable")
         starts, slots, lengths = starts[order], slots[order], (ends - starts)[order]

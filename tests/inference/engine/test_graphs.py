@@ -16,7 +16,7 @@ from torch import Tensor
 from inference.engine.graphs import FAMILIES, Record, Replay, Room, _sizes
 from inference.engine.runner import Runner
 from inference.kernels.gpu.tiles import Family, Tiles
-from inference.kernels.sgmm import Segments
+from inference.kernels.operands import Segments
 from inference.models.load import Model
 
 BLOCKS = 200

@@ -14,7 +14,7 @@ import torch
 from inference.kernels.attention import Layout
 from inference.kernels.gpu.layout import Placed
 from inference.kernels.gpu.tiles import Family, Tiles
-from inference.kernels.sgmm import Segments
+from inference.kernels.operands import Segments
 
 HERE = Path(__file__).parent / "on_device"
 ROOT = Path(__file__).parents[3]
@@ -45,7 +45,8 @@ def test_a_cpu_never_imports_triton() -> None:
         "-c",
         "import sys, torch\n"
         "from inference.kernels.attention import Layout, paged_attention, store_kv\n"
-        "from inference.kernels.sgmm import Segments, Table, sgmm_\n"
+        "from inference.kernels.operands import Segments, Table\n"
+        "from inference.kernels.sgmm import sgmm_\n"
         "table = Table(1, 16, 16)\n"
         "table.set(0, torch.ones(2, 16), torch.ones(16, 2), 1.0)\n"
         "sgmm_(torch.zeros(3, 16), torch.ones(3, 16), table, Segments.of([0], [3]))\n"

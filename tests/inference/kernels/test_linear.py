@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from inference.kernels import reference
 from inference.kernels.linear import Linears, Packed, narrowest, packable
-from inference.kernels.sgmm import DTYPES, Segments, Table
+from inference.kernels.operands import DTYPES, Segments, Table
 
 SLOTS = 6
 NONE = Segments.of([], [])

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from inference.kernels import reference
 from inference.kernels.library import library
-from inference.kernels.sgmm import DTYPES, Segments, Table, sgmm_
+from inference.kernels.operands import DTYPES, Segments, Table
+from inference.kernels.sgmm import sgmm_
 
 INPUTS, OUTPUTS, SLOTS = 200, 330, 12
 RANKS = {"1": [1], "3": [3], "8": [8], "16": [16], "64": [64], "mixed": [16, 1, 130, 3, 8, 64, 5]}

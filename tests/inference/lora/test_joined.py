@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.kernels.linear import Joined, joinable
-from inference.kernels.sgmm import ALIGNED
+from inference.kernels.operands import ALIGNED
 from inference.lora import sites
 from inference.lora.linear import LoraLinear
 

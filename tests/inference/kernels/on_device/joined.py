@@ -11,7 +11,7 @@ import torch
 from inference.kernels import reference
 from inference.kernels.gpu import sgmm as gpu
 from inference.kernels.gpu.tiles import Family, Tiles
-from inference.kernels.sgmm import Group, Segments, Table
+from inference.kernels.operands import Group, Segments, Table
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 INPUTS, WIDTHS, SLOTS = 300, [144, 16, 48], 5

@@ -10,7 +10,7 @@ from torch import Tensor
 from inference.kernels import reference
 from inference.kernels.gpu import sgmm as gpu
 from inference.kernels.gpu.tiles import Family, Tiles
-from inference.kernels.sgmm import DTYPES, Segments, Table
+from inference.kernels.operands import DTYPES, Segments, Table
 from tests.inference.kernels.on_device.cases import DEVICE, cases
 
 INPUTS, OUTPUTS, SLOTS = 530, 140, 7
