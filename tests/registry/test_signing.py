@@ -103,7 +103,7 @@ def test_a_tenant_registers_lists_and_revokes_its_keys(
         "AAAA",
         base64.b64encode(bytes(33)).decode(),
         "-----BEGIN PUBLIC KEY-----\nx",
-        pem(generate_private_key(SECP256R1())),
+        pytest.param(pem(generate_private_key(SECP256R1())), id="of another kind"),
     ],
 )
 def test_what_is_no_ed25519_key_is_a_400(acme: Tenant, client_of: Clients, text: str) -> None:
