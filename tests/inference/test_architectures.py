@@ -11,7 +11,7 @@ from inference.models.attention import UnservedModel
 from inference.models.load import load
 from tests.inference.conftest import distance
 
-TOKENS = 12
+TOKENS = 36
 WINDOW = 24
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 BASES: dict[str, dict[str, Any]] = {

@@ -144,10 +144,10 @@ def test_variants_stay_exact_through_prefix_hits_preemption_and_eviction(worksho
     adapters = made(workshop, base, {name: variants("qwen2")[name] for name in names})
     prompts = [workshop.prompt(33) + workshop.prompt(length, seed=1) for length in (3, 9)]
     driver = workshop.engine(base, adapters, slots=2, blocks=10, patience=0.0)
-    expected = {name: base.answers(adapters.get(name), prompts, 20) for name in ("", *names)}
+    expected = {name: base.answers(adapters.get(name), prompts, 40) for name in ("", *names)}
 
     for _ in range(2):
-        asked = {name: [driver.submit(p, name, max_tokens=20) for p in prompts] for name in ("", *names)}
+        asked = {name: [driver.submit(p, name, max_tokens=40) for p in prompts] for name in ("", *names)}
         driver.run()
         for name, sequences in asked.items():
             assert [driver.tokens(sequence) for sequence in sequences] == expected[name], name or "base"
