@@ -59,3 +59,9 @@ def test_counts_of_tokens_are_no_secret(line: Any) -> None:
 
 def test_an_errors_text_is_cleaned_as_well(line: Any) -> None:
     assert KEY not in json.dumps(line("failed: %s", ValueError(f"no such key {KEY}")))
+
+
+def test_tasks_that_run_every_second_leave_no_lines_and_failed_ones_do() -> None:
+    for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
+        assert not logging.getLogger(name).isEnabledFor(logging.INFO)
+        assert logging.getLogger(name).isEnabledFor(logging.ERROR)
