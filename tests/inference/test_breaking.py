@@ -20,7 +20,8 @@ from adapters.store import Store
 from inference import engine_pb2 as pb
 from inference.client import EngineClient, Event, Generation, Internal, Sampling
 from inference.models.load import load
-from inference.server import Service, parse
+from inference.server import parse
+from inference.service import Service
 
 SECRET = "the-shared-secret"
 LONG = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
