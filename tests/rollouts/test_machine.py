@@ -1,54 +1,23 @@
 """What a tick does with a rollout, by what was observed of either arm. The production code judges."""
 
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
-from django.test.utils import CaptureQueriesContext
+from django.db import connections, transaction
 from django.utils import timezone
 
 from audit.models import Event
 from audit.services import SYSTEM
-from evaluations.errors import SetInUse
-from evaluations.models import Evaluation, EvaluationSet
-from evaluations.services import cancel_evaluation, create_set, delete_set, request_evaluation
-from registry.models import Adapter, Alias, Version
+from registry.models import Adapter, Alias
 from registry.services import delete_alias, move_alias
 from rollouts import services
-from rollouts.errors import RolloutInvalid
-from rollouts.models import Arm, Cause, Feedback, Pause, Rollout, Sample, State, Step
-from rollouts.services import PlannedStep, loading
+from rollouts.models import Arm, Cause, Feedback, Pause, Sample, State, Step
+from rollouts.services import PlannedStep
 from rollouts.services.figures import figures
 from rollouts.windows import Metric
 from tenants.models import Tenant
-from tests.rollouts.conftest import QUICK, make_adapter_of
-
-Begin = Callable[..., Rollout]
-Observe = Callable[..., None]
-
-ERRORS = ({"metric": "error_rate"},)
-STEP = PlannedStep(5000, min_seconds=0, min_samples=100)
-
-
-def after_a_tick(rollout: Rollout) -> Rollout:
-    services.tick()
-    rollout.refresh_from_db()
-    return rollout
-
-
-def both(observe: Observe, rollout: Rollout, count: int = 200, **canary: Any) -> None:
-    observe(rollout, Arm.STABLE, count)
-    observe(rollout, Arm.CANARY, count, **canary)
-
-
-def older(seconds: int) -> None:
-    Step.objects.exclude(entered_at=None).update(entered_at=timezone.now() - timedelta(seconds=seconds))
+from tests.rollouts.conftest import QUICK
+from tests.rollouts.ticking import ERRORS, STEP, Begin, Observe, after_a_tick, both, older
 
 
 def test_a_good_canary_goes_step_by_step_to_the_alias(
@@ -226,63 +195,6 @@ def test_an_engine_that_fails_both_arms_trips_nothing(begin: Begin, observe: Obs
     assert not services.trip(rollout.pk)
 
 
-@pytest.fixture
-def silent_engine(settings: Any, tmp_path: Path) -> Iterator[None]:
-    """One that takes calls and never answers."""
-    with socket.socket(socket.AF_UNIX) as engine:
-        engine.bind(str(tmp_path / "engine.sock"))
-        engine.listen()
-        settings.LORAYARD = settings.LORAYARD.model_copy(update={"engine_url": f"unix:{tmp_path}/engine.sock"})
-        yield
-
-
-def test_without_an_engine_it_waits_to_be_loaded_then_gives_up_and_blames_nobody(
-    adapter: Adapter, begin: Begin, settings: Any
-) -> None:
-    settings.LORAYARD = settings.LORAYARD.model_copy(update={"engine_url": "unix:/nowhere/engine.sock"})
-    rollout = begin(at=State.VALIDATING)
-    assert after_a_tick(rollout).state == State.PRELOADING
-    assert after_a_tick(rollout).state == State.PRELOADING
-    Rollout.objects.update(entered_at=timezone.now() - timedelta(minutes=11))
-    assert (after_a_tick(rollout).state, rollout.cause) == (State.ROLLED_BACK, Cause.ENGINE)
-    services.create_rollout(adapter, services.Plan(version=2), actor=SYSTEM)
-
-
-def test_canaries_that_are_being_loaded_keep_no_other_rollout_waiting(
-    acme: Tenant, begin: Begin, silent_engine: None
-) -> None:
-    for name in ("one", "two", "three"):
-        other = make_adapter_of(acme, name)
-        waiting = services.create_rollout(other, services.Plan(version=2), actor=SYSTEM)
-        services.changes.move(waiting, State.PRELOADING, actor=SYSTEM)
-    aborted = services.abort(begin(), actor=SYSTEM)
-    started = time.monotonic()
-    assert after_a_tick(aborted).state == State.ROLLED_BACK
-    assert time.monotonic() - started < 8  # a second, where each once took ten
-    assert Rollout.objects.filter(state=State.PRELOADING).count() == 3
-
-
-def test_a_load_that_outlasts_a_tick_is_asked_for_once_and_found_done_later(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The engine gives up what nobody waits for any more, so to ask at every tick would be to begin at every tick."""
-    asked, loaded = list[int](), threading.Event()
-
-    def ask(_: object) -> None:
-        asked.append(1)
-        loaded.wait(30)
-
-    monkeypatch.setattr(loading, "ask", ask)
-    monkeypatch.setattr(loading, "PATIENCE", 0.05)
-    rollout = begin(at=State.PRELOADING)
-    assert after_a_tick(rollout).state == State.PRELOADING
-    assert after_a_tick(rollout).state == State.PRELOADING
-    loaded.set()
-    monkeypatch.setattr(loading, "PATIENCE", 10.0)
-    assert after_a_tick(rollout).state == State.PROGRESSING
-    assert len(asked) == 1
-
-
 @pytest.mark.django_db(transaction=True)
 def test_a_row_that_another_worker_holds_is_left_to_it(begin: Begin, observe: Observe) -> None:
     rollout = begin(steps=[STEP])
@@ -312,143 +224,3 @@ def test_a_worker_that_dies_in_a_tick_leaves_no_half_of_it(begin: Begin, observe
     rollout.refresh_from_db()
     assert (rollout.state, rollout.looks, rollout.current.canary_window) == (State.PROGRESSING, 0, {})
     assert after_a_tick(rollout).state == State.SUCCEEDED
-
-
-def test_a_days_samples_are_kept_and_those_with_a_thumb_for_longer(
-    acme: Tenant, globex: Tenant, begin: Begin, observe: Observe
-) -> None:
-    rollout = begin(steps=[PlannedStep(5000, min_seconds=3600)], guardrails=ERRORS)
-    both(observe, rollout, response="resp_other")
-    observe(rollout, Arm.CANARY, 1, response="resp_thumbed")
-    after_a_tick(rollout)
-    shown = figures(rollout)
-    services.give_feedback(acme, "resp_thumbed", up=True)
-    Feedback.objects.create(tenant=globex, response="resp_other", up=True, at=timezone.now())
-    services.sweep()
-    assert Sample.objects.count() == 401
-    Sample.objects.update(kept_at=timezone.now() - timedelta(hours=25))
-    services.sweep()
-    assert Sample.objects.get().response == "resp_thumbed"
-    assert (figures(rollout), rollout.current.canary_window["requests"]) == (shown, 201)
-    Feedback.objects.update(at=timezone.now() - timedelta(days=15))
-    services.sweep()
-    assert Sample.objects.get().response == Feedback.objects.get().response  # a step may take longer
-    services.abort(rollout, actor=SYSTEM)
-    after_a_tick(rollout)
-    services.sweep()
-    assert Sample.objects.exists()
-    Rollout.objects.update(ended_at=timezone.now() - timedelta(days=15))
-    services.sweep()
-    services.sweep()
-    assert not Sample.objects.exists()
-    assert not Feedback.objects.exists()
-
-
-def test_figures_are_added_up_as_samples_come_and_cost_no_reading_of_them(begin: Begin, observe: Observe) -> None:
-    rollout = begin(steps=[PlannedStep(5000, min_seconds=3600)])
-    both(observe, rollout, 40, error=10, first_token=None)
-    observe(rollout, Arm.CANARY, 5, cold=True, first_token=30.0, tokens=200)
-    after_a_tick(rollout)
-    observe(rollout, Arm.STABLE, 40, inter_token=None, tokens=60)
-    after_a_tick(rollout)
-    with CaptureQueriesContext(connection) as asked:
-        shown = figures(rollout)
-    assert not any("rollouts_sample" in query["sql"] for query in asked.captured_queries)
-    stable, canary = shown["stable"], shown["canary"]
-    told = ("requests", "errors", "cold_loads", "units", "mean_tokens", "mean_first_token")
-    assert [stable[name] for name in told[:5]] == [80, 0, 0, 40, 40.0]
-    assert [canary[name] for name in told] == [45, 10, 5, 40, (30 * 20 + 5 * 200) / 35, None]
-    assert 0.1 < stable["mean_first_token"] < 0.13
-
-
-SCORE: dict[str, Any] = {"evaluation": "golden", "guardrails": ({"metric": "evaluation_score"},)}
-
-
-@pytest.fixture
-def golden(acme: Tenant) -> EvaluationSet:
-    line = b'{"messages": [{"role": "user", "content": "x"}], "expected": "y", "scorer": "exact"}\n'
-    return create_set(acme, "golden", line, actor=SYSTEM)
-
-
-def evaluate(version: Version, known: EvaluationSet, mean: float) -> None:
-    Evaluation.objects.filter(version=version).delete()
-    score: dict[str, Any] = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02, "done": 100}
-    settled: dict[str, Any] = {
-        "state": "succeeded",
-        "finished_at": timezone.now(),
-        "creator": "test",
-        "model": str(version),
-    }
-    base = version.adapter.base_model
-    Evaluation.objects.create(tenant=known.tenant, set=known, base_model=base, version=version, **score, **settled)
-
-
-@pytest.mark.parametrize(("mean", "state"), [(0.5, State.ROLLED_BACK), (0.95, State.PRELOADING)])
-def test_a_version_that_fails_its_set_meets_no_traffic(
-    adapter: Adapter, begin: Begin, golden: EvaluationSet, settings: Any, mean: float, state: str
-) -> None:
-    settings.LORAYARD = settings.LORAYARD.model_copy(update={"engine_url": "unix:/nowhere/engine.sock"})
-    rollout = begin(at=State.VALIDATING, **SCORE)
-    assert after_a_tick(rollout).state == State.VALIDATING
-    assert Evaluation.objects.pending().count() == 2  # both were asked for, once
-    assert after_a_tick(rollout).state == State.VALIDATING
-    assert Evaluation.objects.pending().count() == 2
-    evaluate(rollout.stable, golden, 0.94)
-    evaluate(rollout.canary, golden, mean)
-    assert after_a_tick(rollout).state == state
-    assert rollout.cause == (Cause.EVALUATION if state == State.ROLLED_BACK else "")
-
-
-def test_a_score_spends_the_share_of_alpha_that_it_has_beside_the_other_guardrails(
-    begin: Begin, golden: EvaluationSet, settings: Any
-) -> None:
-    settings.LORAYARD = settings.LORAYARD.model_copy(update={"engine_url": "unix:/nowhere/engine.sock"})
-    others = [{"metric": metric} for metric in ("error_rate", "empty_answers", "cut_answers", "refusals")]
-    for watched, state in ((others, State.PRELOADING), ([], State.ROLLED_BACK)):
-        score = {"evaluation": "golden", "guardrails": ({"metric": "evaluation_score"}, *watched)}
-        rollout = begin(at=State.VALIDATING, override=True, on_new="restart", **score)
-        evaluate(rollout.stable, golden, 0.94)
-        evaluate(rollout.canary, golden, 0.82)  # beyond the margin with p = 0.023, where alpha is 0.05 in all
-        assert after_a_tick(rollout).state == state
-
-
-def test_an_evaluation_that_is_cancelled_says_nothing_of_the_version(
-    adapter: Adapter, begin: Begin, golden: EvaluationSet
-) -> None:
-    rollout = begin(at=State.VALIDATING, **SCORE)
-    after_a_tick(rollout)
-    cancel_evaluation(Evaluation.objects.get(version=rollout.canary), actor=SYSTEM)
-    assert (after_a_tick(rollout).state, rollout.cause) == (State.ROLLED_BACK, Cause.UNEVALUATED)
-    services.create_rollout(adapter, services.Plan(version=2), actor=SYSTEM)
-
-
-def test_a_set_stays_while_a_rollout_under_way_needs_it(adapter: Adapter, begin: Begin, golden: EvaluationSet) -> None:
-    draft = services.create_rollout(adapter, services.Plan(version=2, **SCORE), actor=SYSTEM, start=False)
-    rollout = begin(at=State.VALIDATING, **SCORE)
-    with pytest.raises(SetInUse, match="rollout"):
-        delete_set(golden, actor=SYSTEM)
-    services.abort(rollout, actor=SYSTEM)
-    assert after_a_tick(rollout).evaluation == "golden"
-    delete_set(golden, actor=SYSTEM)
-    assert not EvaluationSet.objects.exists()
-    with pytest.raises(RolloutInvalid, match="golden"):
-        services.start_rollout(draft, actor=SYSTEM)
-
-
-def test_an_evaluation_that_failed_before_the_rollout_was_started_is_none_of_its_tries(
-    adapter: Adapter, begin: Begin, golden: EvaluationSet
-) -> None:
-    draft = services.create_rollout(adapter, services.Plan(version=2, **SCORE), actor=SYSTEM, start=False)
-    cancel_evaluation(request_evaluation(adapter.tenant, golden, "support@v2", actor=SYSTEM), actor=SYSTEM)
-    services.start_rollout(draft, actor=SYSTEM)
-    assert after_a_tick(draft).state == State.VALIDATING
-    assert Evaluation.objects.pending().count() == 2
-
-
-def test_an_evaluation_that_fails_ends_it(begin: Begin, golden: EvaluationSet) -> None:
-    rollout = begin(at=State.VALIDATING, **SCORE)
-    after_a_tick(rollout)
-    Evaluation.objects.update(state="running")
-    Evaluation.objects.update(state="failed", error="no engine")
-    assert (after_a_tick(rollout).state, rollout.cause) == (State.ROLLED_BACK, Cause.UNEVALUATED)
-    assert "no engine" in rollout.reasons[0]
