@@ -1,94 +1,20 @@
 """From the artifact store to the device and back: each tier bounded, each fault its own adapter's alone."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from adapters.manifest import Manifest, Turn
 from adapters.store import Store
 from inference.errors import AdapterMissing, AdapterUnavailable, EngineError
-from inference.lora.disk import DiskCache
 from inference.lora.source import Loader, Pace
-from inference.lora.weights import AdapterWeights
-from inference.models.load import Model, load
-
-CPU = torch.device("cpu")
-BRISK = Pace(timeout=60, pause=0.01)
-
-
-class TroubledStore(Store):
-    """A real store, some of whose versions give trouble: what `trouble[digest]` does happens before each manifest is
-    read, `slowly` before each chunk of that version."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.trouble: dict[str, Callable[[], None]] = {}
-        self.slowly: dict[str, float] = {}
-        self.fetches = 0
-
-    def manifest(self, digest: str) -> Manifest:
-        self.fetches += 1
-        self.trouble.get(digest, lambda: None)()
-        return super().manifest(digest)
-
-    def fetch(self, digest: str, into: Path, manifest: Manifest | None = None, turn: Turn = nullcontext) -> Manifest:
-        def dawdle() -> AbstractContextManager[None]:
-            while digest in self.slowly:
-                time.sleep(0.02)
-                with turn():
-                    pass
-            return turn()
-
-        return super().fetch(digest, into, manifest, dawdle)
-
-
-class Shelf:
-    """A store with adapters of one base, and engines' caches and loaders over it."""
-
-    def __init__(self, store: str, folder: Path, model: Model, digests: list[str]) -> None:
-        self.model = model
-        self.digests = digests
-        self.store = TroubledStore(store)
-        self.folder = folder
-
-    def loader(self, disk: int = 1 << 40, host: int = 1 << 40, largest: int = 1 << 40, pace: Pace = BRISK) -> Loader:
-        cache = DiskCache(self.store, self.folder, disk)
-        spec, frozen = self.model.spec, self.model.sites.frozen
-        return Loader(cache, spec, frozen, CPU, host_limit=host, largest=largest, pace=pace)
-
-    def size(self, digest: str) -> int:
-        return Store(self.store.url).manifest(digest).size
-
-
-@pytest.fixture(scope="module")
-def stocked(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Model, list[str]]:
-    base = workshop.base("qwen2")
-    store = Store(f"file://{tmp_path_factory.mktemp('tiers')}/store")
-    config = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
-    adapters = [workshop.uploadable(workshop.adapter(base, f"tier-{n}", **config)) for n in range(4)]
-    return store.url, load(str(base.folder), CPU, torch.float32, 4), [store.put(adapter).digest for adapter in adapters]
-
-
-@pytest.fixture
-def shelf(stocked: tuple[str, Model, list[str]], tmp_path: Path) -> Iterator[Shelf]:
-    store, model, digests = stocked
-    shelf = Shelf(store, tmp_path / "cache", model, digests)
-    yield shelf
-    shelf.store.slowly.clear()
-
-
-def loaded(loader: Loader, digest: str) -> AdapterWeights:
-    return loader.load(digest).result(60)
+from tests.inference.lora.shelf import Shelf, hanging, loaded
 
 
 def refused(loader: Loader, digest: str) -> EngineError:
@@ -105,17 +31,6 @@ def breaking(error: Exception, times: int) -> Callable[[], None]:
             raise due
 
     return trouble
-
-
-@contextmanager
-def hanging() -> Iterator[Callable[[], None]]:
-    gate = threading.Event()
-
-    def hang() -> None:
-        gate.wait(60)
-
-    yield hang
-    gate.set()
 
 
 def test_a_version_is_fetched_once_read_once_and_then_on_the_host(shelf: Shelf) -> None:
@@ -152,93 +67,12 @@ def test_host_memory_is_bounded_and_the_least_recently_used_goes_first(shelf: Sh
     assert shelf.loader(host=size - 1).load(a).result(60).nbytes == size
 
 
-def test_the_disk_is_bounded_and_what_is_read_stays(shelf: Shelf) -> None:
-    a, b, c, _ = shelf.digests
-    cache = DiskCache(shelf.store, shelf.folder, 2 * shelf.size(a) + 100)
-    with cache.open(a) as reading:
-        for digest in (b, c):
-            with cache.open(digest):
-                pass
-            assert cache.bytes <= cache.limit
-        assert set(cache.sizes()) == {a, c}
-        assert (reading / "adapter_model.safetensors").is_file()
-    with cache.open(b):
-        pass
-    assert set(cache.sizes()) == {b, c}
-    assert {path.name for path in shelf.folder.glob("sha256-*")} == {d.replace(":", "-") for d in (b, c)}
-
-
-def test_a_copy_whose_reader_gives_up_while_it_is_hashed_can_make_room(shelf: Shelf) -> None:
-    a, b, _, _ = shelf.digests
-    loaded(shelf.loader(), a)
-    cache = DiskCache(shelf.store, shelf.folder, shelf.size(a) + 100)
-
-    def give_up() -> AbstractContextManager[None]:
-        raise RuntimeError("nobody waits any more")
-
-    with pytest.raises(RuntimeError), cache.open(a, give_up):
-        pass
-    with cache.open(b):
-        pass
-    assert set(cache.sizes()) == {b}
-
-
 def test_what_no_tier_can_hold_is_refused_with_both_sizes(shelf: Shelf) -> None:
     for loader in (shelf.loader(disk=100), shelf.loader(largest=100)):
         error = refused(loader, shelf.digests[0])
         assert isinstance(error, AdapterUnavailable)
         assert error.message.count("MiB") == 2
         assert loader.retries == 0
-
-
-def test_the_parts_of_a_killed_fetch_are_swept_at_the_start_and_those_of_a_live_one_are_not(shelf: Shelf) -> None:
-    fetch = (
-        "import sys, time; from pathlib import Path; from inference.lora.disk import DiskCache\n"
-        "class Endless:\n"
-        "    def manifest(self, digest): return type('M', (), {'size': 1})\n"
-        "    def fetch(self, digest, into, *_):\n"
-        "        (into / 'half').write_bytes(b'x'); print('fetching', flush=True); time.sleep(60)\n"
-        "DiskCache(Endless(), Path(sys.argv[1])).open('sha256:' + '0' * 64).__enter__()"
-    )
-    with subprocess.Popen([sys.executable, "-c", fetch, str(shelf.folder)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"fetching\n"
-        shelf.loader()
-        assert len(list(shelf.folder.glob(".part-*"))) == 1, "a live engine's fetch was swept away"
-        process.kill()
-    shelf.loader()
-    assert not list(shelf.folder.glob(".part-*"))
-
-
-def test_copies_of_an_earlier_run_are_known_and_the_last_used_stays_longest(shelf: Shelf) -> None:
-    a, b, c, _ = shelf.digests
-    first = shelf.loader()
-    for number, digest in enumerate((a, b, c, a)):
-        loaded(first, digest)
-        os.utime(shelf.folder / digest.replace(":", "-"), (number, number))
-    later = shelf.loader(disk=2 * shelf.size(a))
-    assert set(later.cache.sizes()) == {a, c}
-    fetches = shelf.store.fetches
-    loaded(later, a)
-    assert shelf.store.fetches == fetches
-
-
-@pytest.mark.parametrize("name", [".part-x", ".gone-x", "sha256-" + "0" * 64])
-def test_what_another_engine_takes_away_just_when_this_one_starts_is_passed_over(shelf: Shelf, name: str) -> None:
-    loaded(shelf.loader(), shelf.digests[0])
-    (shelf.folder / name).symlink_to("nowhere")
-    assert set(shelf.loader().cache.sizes()) == {shelf.digests[0]}
-
-
-def test_a_copy_that_was_damaged_between_two_runs_is_fetched_anew(shelf: Shelf) -> None:
-    digest = shelf.digests[0]
-    good = loaded(shelf.loader(), digest)
-    file = shelf.folder / digest.replace(":", "-") / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-4] + b"evil")
-    again = loaded(shelf.loader(), digest)
-    assert all(torch.equal(a, again.pairs[name][0]) for name, (a, _, _) in good.pairs.items())
-    assert all(torch.equal(b, again.pairs[name][1]) for name, (_, b, _) in good.pairs.items())
-    assert shelf.store.fetches == 2
 
 
 @pytest.mark.parametrize("error", [ConnectionError("reset"), TimeoutError(), OSError(5, "Input/output error")])
@@ -316,21 +150,6 @@ def test_what_is_dropped_just_when_it_has_come_is_not_kept(shelf: Shelf) -> None
         pass
     assert cache.sizes() == {}
     assert [path.name for path in shelf.folder.iterdir()] == [".lock"]
-
-
-def test_a_copy_that_is_verified_is_read_while_another_is_hashed(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    known, other, _, _ = shelf.digests
-    for digest in (known, other):
-        loaded(shelf.loader(), digest)
-    loader, hashed = shelf.loader(pace=Pace(timeout=60)), Manifest.of
-    loaded(loader, known)
-    loader.host.pop(known)
-    with hanging() as hang:
-        monkeypatch.setattr(Manifest, "of", lambda *asked: (hang(), hashed(*asked))[1])
-        waits = loader.load(other)
-        assert loaded(loader, known).nbytes
-        assert not waits.done()
-    assert waits.result(60).nbytes
 
 
 def test_reading_an_adapter_does_not_stop_the_batch_and_a_hanging_one_fails_alone(shelf: Shelf, workshop: Any) -> None:
