@@ -18,6 +18,7 @@ from inference.kernels.operands import Segments
 
 HERE = Path(__file__).parent / "on_device"
 ROOT = Path(__file__).parents[3]
+PLUGINS = ("-p", "no:randomly", "-p", "no:django", "-p", "no:cacheprovider")
 
 
 def run(*arguments: str, **environment: str) -> None:
@@ -31,8 +32,15 @@ def run(*arguments: str, **environment: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kernel", ["sgmm", "attention"])
 def test_its_numerics_under_the_interpreter(kernel: str) -> None:
-    plugins = ("-p", "no:randomly", "-p", "no:django", "-p", "no:cacheprovider")
-    run("-m", "pytest", "-q", "-x", "--noconftest", *plugins, str(HERE / f"{kernel}.py"), TRITON_INTERPRET="1")
+    run("-m", "pytest", "-q", "-x", "--noconftest", *PLUGINS, str(HERE / f"{kernel}.py"), TRITON_INTERPRET="1")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("processor", ["Haswell", "Prescott"])
+def test_a_row_s_bits_hang_on_no_processor_s_blas(processor: str) -> None:
+    files = (str(HERE / f"{kernel}.py") for kernel in ("sgmm", "attention"))
+    environment = {"TRITON_INTERPRET": "1", "OPENBLAS_CORETYPE": processor}
+    run("-m", "pytest", "-q", "-x", "--noconftest", "-k", "bit_by_bit", *PLUGINS, *files, **environment)
 
 
 @pytest.mark.timeout(300)

@@ -12,6 +12,7 @@ from inference.kernels.attention import Layout
 from inference.kernels.gpu import attention as gpu
 from inference.kernels.gpu.layout import Placed
 from tests.inference.kernels.on_device.cases import DEVICE, cases
+from tests.inference.kernels.on_device.products import products_in_one_order
 
 Step = tuple[list[int], list[int]]  # queries and contexts
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
@@ -130,6 +131,7 @@ def test_large_scores_neither_overflow_nor_turn_into_nan() -> None:
     assert got.isfinite().all()
 
 
+@products_in_one_order()
 @pytest.mark.parametrize("window", [0, 50])
 def test_a_token_is_the_same_bit_by_bit_in_any_batch_and_any_chunk(window: int) -> None:
     pool = Pool([100, 20, 33], kv_heads=1, dim=32)
@@ -145,6 +147,7 @@ def test_a_token_is_the_same_bit_by_bit_in_any_batch_and_any_chunk(window: int) 
         torch.testing.assert_close(got[: end - start], expected[start:end], rtol=0, atol=0)
 
 
+@products_in_one_order()
 def test_one_room_serves_every_decode_that_fits_it_and_writes_nothing_for_its_padding() -> None:
     pool = Pool([60, 33, 1], kv_heads=2, dim=16)
     room = Placed(8, 8, 8, query=1, context=128, device=DEVICE)

@@ -12,6 +12,7 @@ from inference.kernels.gpu import sgmm as gpu
 from inference.kernels.gpu.tiles import Family, Tiles
 from inference.kernels.operands import DTYPES, Segments, Table
 from tests.inference.kernels.on_device.cases import DEVICE, cases
+from tests.inference.kernels.on_device.products import products_in_one_order
 
 INPUTS, OUTPUTS, SLOTS = 530, 140, 7
 RANKS = {"16": [16], "mixed": [16, 1, 40, 3, 8, 33, 5]}
@@ -99,6 +100,7 @@ def test_slots_without_a_pair_and_neighbouring_columns_are_not_touched(lengths: 
     assert torch.equal(fused[:, 50 + OUTPUTS :], before[:, 50 + OUTPUTS :])
 
 
+@products_in_one_order()
 @pytest.mark.parametrize("family", Family)
 def test_a_row_is_the_same_bit_by_bit_whatever_shares_its_batch(family: Family) -> None:
     pairs = table(RANKS["mixed"])
