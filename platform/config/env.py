@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import secrets
 import tempfile
 from functools import cached_property
@@ -26,6 +27,9 @@ SOCKET_PATH_LIMIT = 100  # of the 107 bytes that Linux allows, with room for the
 LONGEST_SOCKET = "postgres/.s.PGSQL.5432"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+HOST = re.compile(r"\*|\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:\d+)?|https?://\[[0-9A-Fa-f:.]+\](:\d+)?")
 
 GENERATED = ("secret_key", "engine_secret", "pepper")
 
@@ -69,6 +73,19 @@ class Env(BaseSettings):
     secret_key: str = Field(default="", repr=False, min_length=32, validation_alias=AliasChoices("SECRET_KEY"))
     engine_secret: str = Field(default="", repr=False, min_length=32)
     pepper: str = Field(default="", repr=False, min_length=32)
+
+    allowed_hosts: str = ""  # names beside loopback's and public_url's that requests may come for; ".a.org": all below
+    trusted_proxies: str = ""  # networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed
+    cors_origins: str = ""  # web pages that may call /v1 from a browser, as "https://app.example"; "*": all
+    # Who may read /metrics and the API's schema, beside those who bear the token.
+    inspect_from: Literal["loopback", "anywhere"] = "loopback"
+    inspect_token: str = Field(default="", repr=False, pattern=r"^([!-~]{16,})?$")
+
+    # What a web process holds open at once; see config/connections.py and gateway/places.py.
+    open_per_key: int = Field(default=1024, ge=1)  # requests under way and WebSockets
+    open_per_tenant: int = Field(default=2048, ge=1)
+    connections_per_address: int = Field(default=2048, ge=1)  # trusted proxies are not counted
+    connections: int = Field(default=8192, ge=1)  # and never more than the limit of open files has room for
 
     # Private networks that webhooks may reach, as "10.1.0.0/16,127.0.0.1/32"; public addresses need no entry.
     webhook_allow: str = ""
@@ -115,11 +132,40 @@ class Env(BaseSettings):
     def _redis_url(cls, value: str) -> str:
         return _url(value, {"redis", "rediss", "unix"}, "redis://host:6379/0")
 
-    @field_validator("webhook_allow")
+    @field_validator("webhook_allow", "trusted_proxies")
     @classmethod
-    def _webhook_allow(cls, value: str) -> str:
+    def _lists_of_networks(cls, value: str) -> str:
         _networks(value)
         return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _allowed_hosts(cls, value: str) -> str:
+        if any(not HOST.fullmatch(host) for host in _list(value)):
+            raise ValueError("must be names of hosts, without scheme and port, as lorayard.example,.internal.example")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _cors_origins(cls, value: str) -> str:
+        if any(not ORIGIN.fullmatch(origin) for origin in _list(value)):
+            raise ValueError("must be origins, as https://app.example,http://localhost:3000, or *")
+        return value
+
+    @property
+    def hosts(self) -> list[str]:
+        """Further names that requests may come for."""
+        return _list(self.allowed_hosts)
+
+    @property
+    def proxies(self) -> list[str]:
+        """Networks of proxies that are believed."""
+        return _list(self.trusted_proxies)
+
+    @cached_property
+    def origins(self) -> frozenset[str]:
+        """Web pages that may call the data plane."""
+        return frozenset(origin.lower() for origin in _list(self.cors_origins))
 
     @cached_property
     def webhook_networks(self) -> tuple[Network, ...]:

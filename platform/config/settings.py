@@ -16,7 +16,7 @@ SECRET_KEY = LORAYARD.secret_key
 DEBUG = LORAYARD.debug
 
 _public = urlsplit(LORAYARD.url)
-ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, [_public.hostname])]
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, [_public.hostname]), *LORAYARD.hosts]
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 
 OUR_APPS = ["config", "tenants", "apikeys", "audit", "webhooks", "metering", "registry", "merges", "evaluations"]
