@@ -11,7 +11,8 @@ from django.http.response import HttpResponseBase
 from gateway import logprobs, prompts, trials
 from gateway.authentication import Caller
 from gateway.generation import Run, Usage
-from gateway.schemas.chat import ChatMessage, ChatRequest
+from gateway.schemas.chat import ChatRequest, Message
+from gateway.schemas.completions import CompletionRequest
 from gateway.stream import DONE, answer, sse
 from gateway.views import GatewayRequest, endpoint
 from inference.client import Delta, PositionLogprobs
@@ -29,7 +30,7 @@ async def chat_completions(request: GatewayRequest, caller: Caller) -> HttpRespo
     return await answer(run, Shape(route.target.model, asked), stream=bool(asked.stream))
 
 
-def turn(message: ChatMessage) -> prompts.Turn:
+def turn(message: Message) -> prompts.Turn:
     """As chat templates know it: `developer` is OpenAI's newer word for `system`."""
     role = "system" if message.role == "developer" else message.role
     named = {"name": message.name} if message.name else {}
@@ -43,6 +44,12 @@ def usage(used: Usage) -> dict[str, Any]:
         "total_tokens": used.total,
         "prompt_tokens_details": {"cached_tokens": used.cached},
     }
+
+
+def so_far(run: Run, index: int, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """What a chunk of this choice tells of its usage until now, where the client wants that."""
+    wanted = asked.stream_options is not None and asked.stream_options.continuous
+    return {"usage": usage(run.so_far(index))} if wanted else {}
 
 
 @dataclass(frozen=True)
@@ -62,14 +69,17 @@ class Shape:
     async def chunks(self, run: Run) -> AsyncIterator[bytes]:
         unfinished = self.asked.choices
         for index in range(self.asked.choices):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+            yield self._chunk(index, {"role": "assistant", "content": ""}, **so_far(run, index, self.asked))
         async for index, event in run.events():
             if isinstance(event, Delta):
                 if event.text or event.logprobs:
-                    yield self._chunk(index, {"content": event.text}, event.logprobs)
+                    told = so_far(run, index, self.asked)
+                    yield self._chunk(index, {"content": event.text}, event.logprobs, **told)
                 continue
             unfinished -= 1
-            last: dict[str, Any] = {} if unfinished or self.usage_apart else {"usage": usage(run.usage)}
+            last = so_far(run, index, self.asked)
+            if not unfinished and not self.usage_apart:
+                last = {"usage": usage(run.usage)}
             yield self._chunk(index, {}, reason=event.reason, **last)
         if self.usage_apart:
             yield sse({**self._head("chat.completion.chunk"), "choices": [], "usage": usage(run.usage)})

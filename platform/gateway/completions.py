@@ -10,7 +10,7 @@ from django.http.response import HttpResponseBase
 
 from gateway import logprobs, prompts, trials
 from gateway.authentication import Caller
-from gateway.chat import usage
+from gateway.chat import so_far, usage
 from gateway.generation import Run
 from gateway.schemas.completions import CompletionRequest
 from gateway.stream import DONE, answer, sse
@@ -58,11 +58,14 @@ class Shape:
         async for index, event in run.events():
             if isinstance(event, Delta):
                 if event.text or event.logprobs:
-                    yield self._chunk(self._choice(index, event.text, event.logprobs, said[index]))
+                    choice = self._choice(index, event.text, event.logprobs, said[index])
+                    yield self._chunk(choice, **so_far(run, index, self.asked))
                 said[index] += len(event.text)
                 continue
             unfinished -= 1
-            last = {} if unfinished or self.usage_apart else {"usage": usage(run.usage)}
+            last = so_far(run, index, self.asked)
+            if not unfinished and not self.usage_apart:
+                last = {"usage": usage(run.usage)}
             yield self._chunk(self._choice(index, "", reason=event.reason), **last)
         if self.usage_apart:
             yield sse({**self._head, "choices": [], "usage": usage(run.usage)})

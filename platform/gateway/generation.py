@@ -155,6 +155,10 @@ class Run:
         if self._seen is not None:
             self._seen.response = response
 
+    def so_far(self, index: int) -> Usage:
+        """What one sequence has used until now."""
+        return Usage(prompt=len(self._sequences[index].prompt), completion=self._counts[index])
+
     async def events(self) -> AsyncIterator[Indexed]:
         """Every sequence's Deltas and its Finished, by the sequence's index. Raises EngineError."""
         while self._early:

@@ -1,11 +1,12 @@
 """Knows the shape of POST /v1/responses, and of the events that its stream and the WebSocket share.
 
-Nothing is stored: a response can be built upon (`previous_response_id`) only within the WebSocket that it was made in.
+Nothing is stored: a response can be built upon (`previous_response_id`, `item_reference`) only within the WebSocket
+that it was made in.
 """
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,15 @@ from gateway.authentication import Caller
 from gateway.errors import ApiError, BadRequest
 from gateway.exchange import Exchange
 from gateway.generation import Run, Usage, Whole
-from gateway.schemas.responses import InputItem, ResponsesRequest
+from gateway.schemas.refusals import clean
+from gateway.schemas.responses import InputItem, ItemReference, ReasoningItem, ResponsesRequest
 from gateway.stream import EventStream, cut, labelled, sse
 from gateway.views import GatewayRequest, endpoint, json_response
 from inference.client import Delta, PositionLogprobs
 
 Data = dict[str, Any]
 Turns = list[prompts.Turn]
+NOTHING: Mapping[str, prompts.Turn] = {}
 
 
 @endpoint("POST")
@@ -40,10 +43,17 @@ async def responses(request: GatewayRequest, caller: Caller) -> HttpResponseBase
 
 
 async def begin(
-    exchange: Exchange, caller: Caller, asked: ResponsesRequest, before: Sequence[prompts.Turn] = ()
+    exchange: Exchange,
+    caller: Caller,
+    asked: ResponsesRequest,
+    before: Sequence[prompts.Turn] = (),
+    known: Mapping[str, prompts.Turn] = NOTHING,
 ) -> tuple[Run, "Shape"]:
-    """The run, which whoever calls has to close, and the shape that its events get. before: earlier turns, in order."""
-    said = turns(asked, before)
+    """The run, which whoever calls has to close, and the shape that its events get.
+
+    before: earlier turns, in order. known: earlier answers by the ids of their items. Raises BadRequest.
+    """
+    said = turns(asked, before, known)
     route = await trials.route(exchange, caller, asked, said)
     prompt = await prompts.chat(route.target.base, said, param=asked.content, room=asked.limit)
     shape = Shape(route.target.model, asked)
@@ -52,10 +62,16 @@ async def begin(
     return run, shape
 
 
-def turns(asked: ResponsesRequest, before: Sequence[prompts.Turn] = ()) -> Turns:
-    """What the model is told: the request's instructions, the turns before, the request's own turns."""
+def turns(
+    asked: ResponsesRequest, before: Sequence[prompts.Turn] = (), known: Mapping[str, prompts.Turn] = NOTHING
+) -> Turns:
+    """What the model is told: the request's instructions, the turns before, the request's own turns.
+
+    Raises BadRequest for an item that is referred to and not known.
+    """
     instructions = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
-    return [*instructions, *before, *map(_turn, asked.items)]
+    own = [_turn(item, index, known) for index, item in enumerate(asked.items)]
+    return [*instructions, *before, *filter(None, own)]
 
 
 def unknown_previous(response: str) -> BadRequest:
@@ -63,8 +79,26 @@ def unknown_previous(response: str) -> BadRequest:
     return BadRequest(message, param="previous_response_id", code="previous_response_not_found")
 
 
-def _turn(item: InputItem) -> prompts.Turn:
-    return {"role": "system" if item.role == "developer" else item.role, "content": item.text}
+def _turn(
+    item: InputItem | ItemReference | ReasoningItem, index: int, known: Mapping[str, prompts.Turn]
+) -> prompts.Turn | None:
+    match item:
+        case InputItem():
+            return {"role": "system" if item.role == "developer" else item.role, "content": item.text}
+        case ItemReference() if item.id in known:
+            return known[item.id]
+        case ItemReference():
+            raise _unknown_item(item.id, f"input[{index}].id")
+    return None
+
+
+def _unknown_item(item: str, param: str) -> BadRequest:
+    message = (
+        f"'{param}' refers to '{clean(item)}', which is not known here: nothing is stored. Set 'store' to false where"
+        " the client chooses what to send (the AI SDK: providerOptions.openai.store), so that it sends whole items; or"
+        " build upon a response of the same WebSocket by 'previous_response_id'."
+    )
+    return BadRequest(message, param=param, code="item_not_found")
 
 
 async def _server_sent(run: Run, shape: "Shape") -> AsyncGenerator[bytes]:
@@ -141,7 +175,7 @@ class Shape:
             "previous_response_id": self.asked.previous_response_id,
             "store": False,
             "temperature": 1.0 if self.asked.temperature is None else self.asked.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": self.asked.top_logprobs or 0,

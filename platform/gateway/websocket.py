@@ -2,14 +2,15 @@
 
 `response.create` in; the events of `gateway.responses` out. Each `stream_id` is a lane of its own: one response at a
 time per lane, first come first served, lanes side by side, every event marked with its lane. Of the connection's last
-responses the turns are remembered here, and only here, for `previous_response_id`. The key is verified again for every
-response.
+responses the turns are remembered here, and only here, for `previous_response_id` and references to their items. The
+key is verified again for every response.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -44,7 +45,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lanes: dict[str | None, Lane] = {}
-        self._said: OrderedDict[str, list[Turn]] = OrderedDict()
+        self._said: OrderedDict[str, Said] = OrderedDict()
 
     async def __call__(self, scope: Data, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         try:
@@ -109,8 +110,9 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         previous = asked.previous_response_id
         if previous is not None and previous not in self._said:
             raise unknown_previous(previous)
-        before = self._said.get(previous, []) if previous is not None else []
-        run, shape = await begin(exchange, caller, asked, before)
+        before = self._said[previous].turns if previous is not None else []
+        known = {said.item: said.turns[-1] for said in self._said.values()}
+        run, shape = await begin(exchange, caller, asked, before, known)
         async with run:
             try:
                 async for told in shape.events(run):
@@ -119,11 +121,12 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 failure = cut(run, error)
                 await self.tell(protocol_error(failure, shape.number), lane)
             else:
-                self._remember(shape, asked, before)
+                own = turns(asked.model_copy(update={"instructions": None}), before, known)
+                self._remember(shape, own)
 
-    def _remember(self, shape: Shape, asked: ResponsesRequest, before: list[Turn]) -> None:
-        own = turns(asked.model_copy(update={"instructions": None}), before)
-        self._said[shape.id] = [*own, {"role": "assistant", "content": shape.said.text}]
+    def _remember(self, shape: Shape, before: list[Turn]) -> None:
+        answer: Turn = {"role": "assistant", "content": shape.said.text}
+        self._said[shape.id] = Said(shape.message_id, [*before, answer])
         while len(self._said) > REMEMBERED:
             self._said.popitem(last=False)
 
@@ -156,6 +159,14 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         exchange = Exchange.of(self._headers.get("x-request-id"), ROUTE)
         exchange.arm = self._headers.get(trials.HEADER, "")
         return exchange
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A conversation up to an answer of this connection's, whose item has this id."""
+
+    item: str
+    turns: list[Turn]
 
 
 class Lane:

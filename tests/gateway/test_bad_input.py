@@ -138,7 +138,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("completions", {**COMPLETION, "echo": True}, "echo"),
     ("completions", {**COMPLETION, "logprobs": -1}, "logprobs"),
     ("responses", {**RESPONSE, "input": []}, "input"),
-    ("responses", {**RESPONSE, "input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+    ("responses", {**RESPONSE, "input": [{"type": "item_reference", "id": "x"}]}, "input[0].id"),
     ("responses", {**RESPONSE, "background": True}, "background"),
     ("responses", {**RESPONSE, "max_output_tokens": -5}, "max_output_tokens"),
     ("responses", {**RESPONSE, "truncation": "auto"}, "truncation"),

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator, Field, Tag
 
 from gateway.errors import BadRequest
+from gateway.schemas.refusals import TAG
 from gateway.schemas.request import (
     MAX_CHOICES,
     MAX_LOGPROBS,
     MAX_MESSAGES,
     Many,
     One,
+    RefusalPart,
     Request,
     Schema,
     StreamOptions,
@@ -27,24 +29,64 @@ class ChatPart(TextPart):
     type: Literal["text"]
 
 
-class ChatMessage(Schema):
-    """One turn. Its content may be text or parts of text; images, sound and calls of tools are not served."""
+class Turn(Schema):
+    """What every turn may say. Images, sound and calls of tools are not served."""
+
+    name: Annotated[str, Field(max_length=64)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    audio: None = None
+
+
+class ChatMessage(Turn):
+    """A turn of anybody but the assistant: text, or parts of text."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         Annotated[str, One] | Annotated[list[ChatPart], Field(min_length=1), Many],
         Discriminator(kind),
     ]
-    name: Annotated[str, Field(max_length=64)] | None = None
-    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     refusal: None = None
-    tool_calls: None = None
-    function_call: None = None
-    audio: None = None
 
     @property
     def text(self) -> str:
         return text_of(self.content)
+
+
+class AssistantMessage(Turn):
+    """A turn that a client replays. What its SDK or its agent keeps beside the text changes no prompt."""
+
+    role: Literal["assistant"]
+    content: (
+        Annotated[
+            Annotated[str, One] | Annotated[list[Annotated[ChatPart | RefusalPart, Field(discriminator="type")]], Many],
+            Discriminator(kind),
+        ]
+        | None
+    ) = None
+    refusal: str | None = None
+    annotations: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
+    provider_specific_fields: Any = None
+
+    @property
+    def text(self) -> str:
+        return text_of(self.content) if self.content else self.refusal or ""
+
+
+def _speaker(message: Any) -> str:
+    assistant = isinstance(message, dict) and message.get("role") == "assistant"
+    return f"{TAG}assistant" if assistant else f"{TAG}other"
+
+
+Message = Annotated[
+    Annotated[AssistantMessage, Tag(f"{TAG}assistant")] | Annotated[ChatMessage, Tag(f"{TAG}other")],
+    Discriminator(_speaker),
+]
 
 
 class ChatRequest(Request):
@@ -66,7 +108,7 @@ class ChatRequest(Request):
 
     content: ClassVar[str] = "messages"
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
@@ -88,8 +130,9 @@ class ChatRequest(Request):
         return self.n or 1
 
     def check(self) -> None:
-        if self.max_tokens and self.max_completion_tokens:
-            raise BadRequest("Give 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            both = "'max_tokens' is the older name of 'max_completion_tokens'; give one of them, or the same number."
+            raise BadRequest(both, param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise BadRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
         if self.forced_answer is not None and (not self.logprobs or self.limit or self.stop or self.choices > 1):

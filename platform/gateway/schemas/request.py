@@ -155,19 +155,45 @@ class Request(Schema):
             return False
         if name not in cls.neutral:
             raise BadRequest(f"Unknown parameter: '{clean(name)}'.", param=clean(name), code="unknown_parameter")
-        if value is None or any(value == same and type(value) is type(same) for same in cls.neutral[name]):
+        said = _said(value)
+        if said is None or any(said == same and type(said) is type(same) for same in cls.neutral[name]):
             return False
         raise unsupported(name)
 
 
+def _said(value: Any) -> Any:
+    """The value without the fields of objects that are null: they say nothing."""
+    if isinstance(value, dict):
+        return {name: _said(inner) for name, inner in value.items() if inner is not None}
+    return value
+
+
 class StreamOptions(Schema):
+    """continuous_usage_stats: vLLM's; with include_usage every chunk tells what was used so far."""
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+    @property
+    def continuous(self) -> bool:
+        return bool(self.include_usage and self.continuous_usage_stats)
 
 
 class TextPart(Schema):
     type: Literal["text", "input_text", "output_text"]
     text: str
+
+
+class RefusalPart(Schema):
+    """What an earlier answer said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
 
 
 def text_of(content: str | list[Any]) -> str:

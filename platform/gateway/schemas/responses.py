@@ -1,16 +1,18 @@
 """What a request for a response may say: its input, and the items of earlier ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator, Field, Tag
 
 from gateway.errors import BadRequest
+from gateway.schemas.refusals import TAG
 from gateway.schemas.request import (
     MAX_LOGPROBS,
     MAX_MESSAGES,
     Many,
     One,
+    RefusalPart,
     Request,
     Schema,
     TextPart,
@@ -29,15 +31,23 @@ class InputPart(TextPart):
     logprobs: list[Any] | None = None
 
 
-class InputItem(Schema):
+class RefusedPart(RefusalPart):
+    annotations: list[Any] | None = None
+
+
+class Item(Schema):
+    id: Annotated[str, Field(max_length=256)] | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+
+class InputItem(Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[str, One] | Annotated[list[InputPart], Field(min_length=1), Many],
+        Annotated[str, One]
+        | Annotated[list[Annotated[InputPart | RefusedPart, Field(discriminator="type")]], Field(min_length=1), Many],
         Discriminator(kind),
     ]
-    id: Annotated[str, Field(max_length=256)] | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
     phase: Literal["commentary", "final_answer"] | None = None
 
     @property
@@ -45,10 +55,41 @@ class InputItem(Schema):
         return text_of(self.content)
 
 
+class ItemReference(Schema):
+    """An item that the client does not send again, since it trusts that it is stored."""
+
+    type: Literal["item_reference"]
+    id: Annotated[str, Field(max_length=256)]
+
+
+class ReasoningItem(Item):
+    """What another model thought, as its client replays it. It changes no prompt."""
+
+    type: Literal["reasoning"]
+    summary: Any = None
+    content: Any = None
+    encrypted_content: Any = None
+
+
+def _item_kind(value: Any) -> str:
+    match value:
+        case {"type": "item_reference" | "reasoning" as name}:
+            return f"{TAG}{name}"
+    return f"{TAG}message"
+
+
+AnyItem = Annotated[
+    Annotated[InputItem, Tag(f"{TAG}message")]
+    | Annotated[ItemReference, Tag(f"{TAG}item_reference")]
+    | Annotated[ReasoningItem, Tag(f"{TAG}reasoning")],
+    Discriminator(_item_kind),
+]
 Input = Annotated[
-    Annotated[str, One] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), Many],
+    Annotated[str, One] | Annotated[list[AnyItem], Field(min_length=1, max_length=MAX_MESSAGES), Many],
     Discriminator(kind),
 ]
+TEXT: Mapping[str, Any] = {"format": {"type": "text"}}
+VERBOSITY: Mapping[str, Any] = {"verbosity": "medium"}
 Include = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 
 
@@ -67,8 +108,8 @@ class ResponsesRequest(Request):
         "generate": (True,),
         "image": (),
         "prompt": (),
-        "reasoning": ({},),
-        "text": ({}, {"format": {"type": "text"}}),
+        "reasoning": ({}, {"effort": "none"}),
+        "text": ({}, TEXT, VERBOSITY, {**TEXT, **VERBOSITY}),
         "truncation": ("disabled",),
     }
 
@@ -93,7 +134,7 @@ class ResponsesRequest(Request):
         return (self.top_logprobs or 0) if wanted else None
 
     @property
-    def items(self) -> list[InputItem]:
+    def items(self) -> Sequence[InputItem | ItemReference | ReasoningItem]:
         return [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
     def check(self) -> None:
