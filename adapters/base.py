@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adapters import mixtures
 from adapters.errors import BaseModelMissing, BaseModelUnsupported
+from adapters.mixtures import Experts
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -19,7 +21,10 @@ class BaseSpec:
     """`linears` maps every torch.nn.Linear of named_modules() to (out, in), the output head among them;
     `embeddings` every torch.nn.Embedding to (rows, width); `vectors` every parameter of one dimension (biases, norms'
     weights) to its length. `head` is the output head's name, "" if it is no linear. `tied`: the head's weight is the
-    input embedding's.
+    input embedding's. Of a mixture, `experts` maps every parameter that holds its experts' matrices, those of one
+    module together and in its order; `routers` every module that chooses experts by a weight of its own to that
+    weight's shape; `fused` what target_modules may still call by its older name to the parameter that PEFT takes it
+    for.
     """
 
     architecture: str
@@ -31,11 +36,15 @@ class BaseSpec:
     tied: bool
     head: str = "lm_head"
     vectors: Mapping[str, int] = field(default_factory=dict)
+    experts: Mapping[str, Experts] = field(default_factory=dict)
+    routers: Shapes = field(default_factory=dict)
+    fused: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
         """Every parameter that an adapter may replace, to its shape."""
-        matrices = {f"{name}.weight": shape for name, shape in (*self.linears.items(), *self.embeddings.items())}
+        kinds = (self.linears, self.embeddings, self.routers)
+        matrices = {f"{name}.weight": shape for kind in kinds for name, shape in kind.items()}
         return matrices | {name: (length,) for name, length in self.vectors.items()}
 
     @property
@@ -55,14 +64,20 @@ class BaseSpec:
             "tied": self.tied,
             "head": self.head,
             "vectors": dict(self.vectors),
+            "experts": {name: {**asdict(e), "parts": list(e.parts)} for name, e in self.experts.items()},
+            "routers": {name: list(shape) for name, shape in self.routers.items()},
+            "fused": dict(self.fused),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any] | str | bytes) -> BaseSpec:
         """The inverse of `to_json`, from the document or its text."""
         plain = json.loads(document) if isinstance(document, str | bytes) else dict(document)
-        for kind in ("linears", "embeddings"):
-            plain[kind] = {name: (int(rows), int(columns)) for name, (rows, columns) in plain[kind].items()}
+        for kind in ("linears", "embeddings", "routers"):
+            shapes = plain.get(kind, {})
+            plain[kind] = {name: (int(rows), int(columns)) for name, (rows, columns) in shapes.items()}
+        experts = plain.get("experts", {})
+        plain["experts"] = {name: Experts(**{**e, "parts": tuple(e["parts"])}) for name, e in experts.items()}
         return cls(**plain)
 
 
@@ -94,6 +109,9 @@ def specify(model: Any) -> BaseSpec:
         tied=_tied(model, text),
         head=_head(model),
         vectors={name: len(parameter) for name, parameter in model.named_parameters() if parameter.dim() == 1},
+        experts=mixtures.experts(model),
+        routers=mixtures.routers(model),
+        fused=mixtures.fused(model),
     )
 
 

@@ -5,15 +5,16 @@ out in factors,
 
     <B A, C E> = sum((Bᵀ C) * (A Eᵀ))        so        |B A|² = sum((Bᵀ B) * (A Aᵀ)),
 
-which needs matrices of [rank, rank] alone, added up over slices of the files. (Frobenius norms throughout.) What DoRA,
-retrained modules and biases change besides is not in D; `beside` names it.
+which needs matrices of [rank, rank] alone, added up over slices of the files. (Frobenius norms throughout.) Of a
+mixture's experts all are one module, whose products are the sums of theirs. What DoRA, retrained modules and biases
+change besides is not in D; `beside` names it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,9 +28,10 @@ from adapters.errors import printable
 from adapters.files import CONFIG, WEIGHTS
 from adapters.header import Header, Tensor, read_header
 from adapters.limits import MIB
-from adapters.peft import Layout, LoraPair, layout, read_config
+from adapters.peft import ExpertPairs, Layout, LoraPair, layout, read_config
 
 Matrix = NDArray[Any]
+Pair = LoraPair | ExpertPairs
 
 SLICE: Final = 4 * MIB  # bytes of a matrix that are in memory at once, per adapter
 NOISE: Final = 1e-7  # of the norms; a difference below it is rounding
@@ -68,7 +70,9 @@ class Adapter:
         self.config = strictjson.loads((folder / CONFIG).read_bytes())
         self.header: Header = read_header(folder / WEIGHTS)
         self.layout: Layout = layout(read_config(folder / CONFIG), self.header, base)
-        self.pairs = {pair.module: pair for pair in self.layout.linears + self.layout.embeddings}
+        plain = (*self.layout.linears, *self.layout.embeddings, *self.layout.routers)
+        self.pairs: dict[str, Pair] = {pair.module: pair for pair in plain}
+        self.pairs |= {pair.parameter: pair for pair in self.layout.experts}
         self._path = folder / WEIGHTS
 
     def matrix(self, name: str) -> Matrix:
@@ -79,14 +83,45 @@ class Adapter:
     def is_bfloat(self, name: str) -> bool:
         return self.header.tensors[name].dtype == "BF16"
 
+    def inner(self, pair: Pair, start: int, stop: int) -> Matrix:
+        """A of each lot, [lots, rank, stop - start]: its columns from `start` on, in float64."""
+        if isinstance(pair, LoraPair):
+            return self._numbers(pair.a, (slice(None), slice(start, stop)))[None]
+        parts = [self._numbers(name, (slice(None), slice(start, stop))) for name in pair.a]
+        return np.concatenate(parts).reshape(pair.experts, pair.rank, stop - start)
+
+    def outer(self, pair: Pair, start: int, stop: int) -> Matrix:
+        """B of each lot transposed, [lots, rank, stop - start]: its rows from `start` on, in float64."""
+        if isinstance(pair, LoraPair):
+            return self._numbers(pair.b, slice(start, stop)).T[None]
+        if not pair.parts:
+            columns = self._numbers(pair.b[0], slice(start, stop)).reshape(stop - start, pair.rank, pair.experts)
+            return columns.transpose(2, 1, 0)
+        made = np.zeros((pair.experts, pair.parts, pair.rank // pair.parts, stop - start))
+        height = pair.outputs // pair.parts
+        for at, name in enumerate(pair.b):
+            expert, part = divmod(at, pair.parts)
+            first, last = max(start, part * height), min(stop, (part + 1) * height)
+            if first < last:
+                rows = self._numbers(name, slice(first - part * height, last - part * height))
+                made[expert, part, :, first - start : last - start] = rows.T
+        return made.reshape(pair.experts, pair.rank, stop - start)
+
+    def _numbers(self, name: str, where: Any) -> Matrix:
+        """A part of a tensor in float64."""
+        return _float64(self.matrix(name)[where], self.is_bfloat(name))
+
     def beside(self, module: str) -> Iterator[str]:
         """What the adapter does to the module besides adding D."""
         pair = self.pairs.get(module)
-        if pair and pair.magnitude:
+        if isinstance(pair, LoraPair) and pair.magnitude:
             yield "dora"
-        if pair and pair.bias:
+        if isinstance(pair, LoraPair) and pair.bias:
             yield "bias"
         yield from (each.parameter for each in self.layout.replaced if each.module == module)
+
+
+Side = tuple[Adapter, Pair]
 
 
 def compare(first: Adapter, second: Adapter) -> Comparison:
@@ -117,38 +152,32 @@ def _module(first: Adapter, second: Adapter, name: str) -> Module:
     )
 
 
-def _products(sides: list[tuple[Adapter, LoraPair] | None]) -> Matrix:
+def _products(sides: list[Side | None]) -> Matrix:
     """[2, 2]: the inner products of the two changes of one module, each with itself and with the other."""
     ranks = [side[1].rank if side else 0 for side in sides]
     scales = np.repeat([side[1].scale if side else 0.0 for side in sides], ranks)
-    inner = _gram([_factor(side, "a") for side in sides if side])
-    outer = _gram([_factor(side, "b") for side in sides if side])
-    weighed = inner * outer * np.outer(scales, scales)
+    present = [side for side in sides if side]
+    inner = _gram([(adapter.inner, pair) for adapter, pair in present], present[0][1].inputs) if present else 0.0
+    outer = _gram([(adapter.outer, pair) for adapter, pair in present], present[0][1].outputs) if present else 0.0
+    weighed = np.sum(inner * outer, axis=0) * np.outer(scales, scales)
     cut = ranks[0]
     blocks = [[weighed[:cut, :cut], weighed[:cut, cut:]], [weighed[cut:, :cut], weighed[cut:, cut:]]]
     return np.array([[block.sum() for block in row] for row in blocks])
 
 
-def _factor(side: tuple[Adapter, LoraPair], which: str) -> tuple[Matrix, bool]:
-    """A as [rank, inputs] or B transposed, [rank, outputs]; and whether the numbers are bfloat16's bits."""
-    adapter, pair = side
-    name = pair.a if which == "a" else pair.b
-    matrix = adapter.matrix(name)
-    return (matrix if which == "a" else matrix.T), adapter.is_bfloat(name)
-
-
-def _gram(factors: list[tuple[Matrix, bool]]) -> Matrix:
-    """All factors stacked, times that transposed: [ranks, ranks] in float64."""
-    ranks = sum(len(matrix) for matrix, _ in factors)
-    gram = np.zeros((ranks, ranks))
-    if not factors:
-        return gram
-    width = factors[0][0].shape[1]
-    step = max(1, SLICE // (8 * ranks))
+def _gram(factors: list[tuple[Callable[[Pair, int, int], Matrix], Pair]], width: int) -> Matrix:
+    """All factors [lots, rank, width] stacked by rank, times that transposed: [lots, ranks, ranks] in float64."""
+    ranks, lots = sum(pair.rank for _, pair in factors), _lots(factors[0][1])
+    gram = np.zeros((lots, ranks, ranks))
+    step = max(1, SLICE // (8 * ranks * lots))
     for start in range(0, width, step):
-        stacked = np.concatenate([_float64(matrix[:, start : start + step], bits) for matrix, bits in factors])
-        gram += stacked @ stacked.T
+        stacked = np.concatenate([read(pair, start, min(start + step, width)) for read, pair in factors], axis=1)
+        gram += stacked @ stacked.transpose(0, 2, 1)
     return gram
+
+
+def _lots(pair: Pair) -> int:
+    return pair.experts if isinstance(pair, ExpertPairs) else 1
 
 
 def _float64(part: Matrix, bits: bool) -> Matrix:

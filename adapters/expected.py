@@ -23,7 +23,7 @@ class Wanted:
 
 
 def expected(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> dict[Key, Wanted]:
-    """Every tensor that the file must or may hold."""
+    """Every tensor that the file must or may hold, but those of experts."""
     wanted = dict(_pairs(config, base, placed))
     whole = _biases(config, base, placed).union(*retrained(config, base).values())
     for parameter in base.parameters:
@@ -44,7 +44,10 @@ def unserved(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]
             yield Finding("unmatched-module", message, name, f"a module of {base.architecture}", name)
     for module in (*placed, *(parameter.rpartition(".")[0] for parameter in whole)):
         if routed(module):
-            message = f"This adapter changes {module}, an expert of a mixture, which isn't served; leave experts out."
+            message = (
+                f"This adapter changes {module}, an expert that this base model keeps as a linear of its own, which "
+                f"isn't served; leave {module.rpartition('.')[2]} out of target_modules."
+            )
             yield Finding("unsupported-experts", message, module, "modules outside of experts", module)
     if config.lora_bias:
         for module in placed:
@@ -63,12 +66,12 @@ def unserved(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]
 
 def _pairs(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> Iterator[tuple[Key, Wanted]]:
     for module, placement in placed.items():
-        if module in base.linears:
-            outputs, inputs = base.linears[module]
-            names = (A, B)
-        else:
+        if module in base.embeddings:
             inputs, outputs = base.embeddings[module]
             names = (EMBEDDING_A, EMBEDDING_B)
+        else:
+            outputs, inputs = base.linears.get(module) or base.routers[module]
+            names = (A, B)
         yield Key(module, names[0]), Wanted((placement.rank, inputs), rank_at=0)
         yield Key(module, names[1]), Wanted((outputs, placement.rank), rank_at=1)
         if config.dora:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from adapters.base import BaseSpec
+from adapters.errors import Rejected
 from adapters.limits import DEFAULT, Limits
 from adapters.pattern import Budget, Pattern
 from adapters.peft_config import PeftConfig
@@ -38,7 +39,20 @@ def placements(config: PeftConfig, base: BaseSpec, limits: Limits = DEFAULT) -> 
     chosen = {name for name in (*base.linears, *base.embeddings) if targeted(name)}
     if config.tie and base.tied and base.input_embedding in chosen:
         chosen.add(base.head)
-    names = [name for name in (*base.linears, *base.embeddings) if name in chosen]
+    return _placed(config, (name for name in (*base.linears, *base.embeddings) if name in chosen), budget)
+
+
+def parameter_placements(config: PeftConfig, base: BaseSpec, limits: Limits = DEFAULT) -> dict[str, Placement]:
+    """Every parameter of `base` that target_parameters names, by its path, in the base's order. Raises PatternError.
+
+    In PEFT `_inject_parameters` (tuners/tuners_utils.py), which knows no layers_to_transform and no exclusions.
+    """
+    names, suffixes = config.parameters, _suffixes(config.parameters)
+    chosen = [name for name in (*base.parameters, *base.experts) if name in names or name.endswith(suffixes)]
+    return _placed(config, chosen, Budget(limits.pattern_steps))
+
+
+def _placed(config: PeftConfig, names: Iterable[str], budget: Budget) -> dict[str, Placement]:
     ranks = [(_suffix(key, budget), rank) for key, rank in config.rank_pattern.items()]
     alphas = [(_suffix(key, budget), alpha) for key, alpha in config.alpha_pattern.items()]
     placed = {}
@@ -47,6 +61,59 @@ def placements(config: PeftConfig, base: BaseSpec, limits: Limits = DEFAULT) -> 
         alpha = next((alpha for matches, alpha in alphas if matches(name)), config.alpha)
         placed[name] = Placement(rank, alpha / (math.sqrt(rank) if config.rslora else rank))
     return placed
+
+
+def renamed(config: PeftConfig, base: BaseSpec, limits: Limits = DEFAULT) -> PeftConfig:
+    """The config in the base's words where it is in those of a Transformers that kept experts apart.
+
+    As PEFT does it whenever it reads a config (`_convert_peft_config_moe`, utils/transformers_weight_conversion.py):
+    names of `base.fused` are parameters, whatever else has them; what joins several names has as many times the rank
+    and alpha. Raises PatternError, and Rejected for what PEFT itself does not take.
+    """
+    targets = _ends(config, base, Budget(limits.pattern_steps)) if base.fused else frozenset()
+    old = {target: name for target in targets for name in base.fused if target == name or target.endswith(f".{name}")}
+    if not old:
+        return config
+    ranks, alphas = dict(config.rank_pattern), dict(config.alpha_pattern)
+    for new in dict.fromkeys(base.fused.values()):
+        joined = [name for name in base.fused if base.fused[name] == new]
+        present = {name for name in old.values() if name in joined}
+        if 0 < len(present) < len(joined):
+            lacking = " and ".join(sorted({*joined} - present))
+            message = (
+                f"target_modules has {' and '.join(sorted(present))} without {lacking}, which are one parameter of "
+                f"this base model ({new}), so PEFT does not load it either; train both."
+            )
+            raise Rejected.because("unsupported-experts", message, expected=", ".join(joined))
+        if len(joined) > 1 and present:
+            ranks[rf".*\.{re.escape(new)}"] = config.rank * len(joined)
+            alphas[rf".*\.{re.escape(new)}"] = config.alpha * len(joined)
+    return replace(
+        config,
+        targets=frozenset(targets) - old.keys(),
+        parameters=config.parameters | {base.fused[name] for name in old.values()},
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+    )
+
+
+def _ends(config: PeftConfig, base: BaseSpec, budget: Budget) -> frozenset[str]:
+    """The target modules as a list of names. Of a regex, the last parts of what it matches, as PEFT takes them: of
+    modules, of parameters, and of experts as they were apart."""
+    if not isinstance(config.targets, str):
+        return config.targets
+    targeted = _targets(config, base, budget)
+    modules = [name for name in (*base.linears, *base.embeddings) if targeted(name)]
+    if config.all_linear:
+        return frozenset(_last(name) for name in modules) | base.fused.keys()
+    names = (*modules, *(name for name in (*base.routers, *base.experts) if targeted(name)))
+    owners = {name.rpartition(".")[0]: name.rpartition(".")[2] for name in base.experts}
+    apart = {old for old, new in base.fused.items() for owner in owners if targeted(f"{owner}.{old}")}
+    return frozenset(map(_last, names)) | {old for old in apart if base.fused[old] in map(_last, base.experts)}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def retrained(config: PeftConfig, base: BaseSpec) -> dict[str, set[str]]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
-from adapters.base import BaseSpec
+from adapters.base import BaseSpec, routed
 from adapters.errors import Finding, Rejected
 from adapters.expected import Wanted, expected, unserved
 from adapters.files import CONFIG, WEIGHTS
 from adapters.header import Header, Tensor
 from adapters.limits import DEFAULT, Limits
-from adapters.matching import Placement, placements, retrained
+from adapters.matching import Placement, parameter_placements, placements, renamed, retrained
 from adapters.names import (
     BIAS,
     EMBEDDING_A,
@@ -34,8 +34,9 @@ from adapters.names import (
 )
 from adapters.pattern import PatternError, TooCostly
 from adapters.peft_config import PeftConfig, read_config
+from adapters.stacks import Stack, not_fused, stacks, unstacked
 
-__all__ = ["Layout", "LoraPair", "PeftConfig", "Replaced", "layout", "read_config"]
+__all__ = ["ExpertPairs", "Layout", "LoraPair", "PeftConfig", "Replaced", "layout", "read_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,25 @@ class LoraPair:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertPairs:
+    """`W[e] + scale * B[e] @ A[e]` for each expert e of `parameter` [experts, outputs, inputs]; A[e] is [rank, inputs].
+
+    `a` and `b` name the tensors of all experts, or those of each expert's `parts` linears, expert by expert; how they
+    are laid out says `adapters.stacks`.
+    """
+
+    parameter: str
+    rank: int
+    scale: float
+    experts: int
+    outputs: int
+    inputs: int
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    parts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Replaced:
     """`module` computes with `tensor` of the file instead of its own `parameter` (weight or bias)."""
 
@@ -75,21 +95,39 @@ class Layout:
     linears: tuple[LoraPair, ...]
     embeddings: tuple[LoraPair, ...] = ()
     replaced: tuple[Replaced, ...] = ()
+    routers: tuple[LoraPair, ...] = ()
+    experts: tuple[ExpertPairs, ...] = ()
 
 
 def layout(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = DEFAULT) -> Layout:
     """The adapter as changes of `base`'s modules. Raises Rejected with every finding."""
+    asked = config
     try:
-        placed = placements(config, base, limits)
+        config = renamed(asked, base, limits)
+        modules = placements(config, base, limits)
+        parameters = parameter_placements(config, base, limits)
     except PatternError as error:
         rule = "pattern-too-costly" if isinstance(error, TooCostly) else "pattern"
         message = f"A module pattern in {CONFIG} isn't taken: {error}; use plain module names."
         raise Rejected.because(rule, message) from error
+    named = {key.module for key in map(parse, header.tensors) if key is not None}
+    placed = modules | {
+        module: placement
+        for parameter, placement in parameters.items()
+        if (module := parameter.removesuffix(f".{WEIGHT}")) in (*base.linears, *base.routers)
+    }
+    stacked = stacks(base, parameters, named)
+    if config is not asked and asked.narrow:  # PEFT widens the names to all layers; what only it asks for does nothing
+        placed = {module: placement for module, placement in placed.items() if module in named}
+        stacked = {name: stack for name, stack in stacked.items() if not named.isdisjoint(stack.modules)}
     wanted = expected(config, base, placed)
+    wanted |= {key: Wanted(shape, at) for stack in stacked.values() for key, shape, at in stack.shapes()}
     findings: list[Finding] = []
     found = _by_key(header, wanted, base, findings)
-    findings += _unmatched(found, placed, base, config)
+    findings += _unmatched(found, wanted, base, config)
     findings += unserved(config, base, placed)
+    findings += unstacked(config, base, parameters, stacked, limits)
+    findings += _twice(modules, parameters)
     findings += _unasked(found, wanted, placed)
     findings += _misfits(found, wanted, base)
     if findings:
@@ -99,7 +137,22 @@ def layout(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = 
         tuple(pair for pair in pairs if pair.module in base.linears),
         tuple(pair for pair in pairs if pair.module in base.embeddings),
         tuple(_replaced(found, base, set().union(*retrained(config, base).values()))),
+        tuple(pair for pair in pairs if pair.module in base.routers),
+        tuple(_expert_pairs(stack, found) for stack in stacked.values()),
     )
+
+
+def _twice(modules: Mapping[str, Placement], parameters: Mapping[str, Placement]) -> Iterator[Finding]:
+    for module in modules:
+        if f"{module}.{WEIGHT}" in parameters:
+            message = f"{CONFIG} has {module} in target_modules and its weight in target_parameters; keep one of them."
+            yield Finding("malformed-config", message, module)
+
+
+def _expert_pairs(stack: Stack, found: Mapping[Key, Tensor]) -> ExpertPairs:
+    a, b = (tuple(found[Key(module, part)].name for module in stack.modules) for part in (A, B))
+    sides = (stack.experts, stack.outputs, stack.inputs)
+    return ExpertPairs(stack.parameter, stack.rank, stack.scale, *sides, a, b, stack.parts)
 
 
 def _by_key(header: Header, wanted: Mapping[Key, Wanted], base: BaseSpec, findings: list[Finding]) -> dict[Key, Tensor]:
@@ -116,11 +169,12 @@ def _by_key(header: Header, wanted: Mapping[Key, Wanted], base: BaseSpec, findin
 
 
 def _unmatched(
-    found: Mapping[Key, Tensor], placed: Mapping[str, Placement], base: BaseSpec, config: PeftConfig
+    found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base: BaseSpec, config: PeftConfig
 ) -> Iterator[Finding]:
     """Modules with LoRA that only the file, only the base or only the config knows."""
     modules = dict.fromkeys(key.module for key in found if not _is_whole(key))
-    known = base.linears.keys() | base.embeddings.keys()
+    placed = {key.module for key in wanted if not _is_whole(key)}
+    known = placed | base.linears.keys() | base.embeddings.keys() | base.routers.keys()
     if modules and not modules.keys() & known:
         trained_on = f" (its config names {config.base_model})" if config.base_model else ""
         message = f"None of the adapter's modules is in this base model; upload it for its own{trained_on}."
@@ -128,9 +182,17 @@ def _unmatched(
     if not modules and not placed:
         yield Finding("no-modules", f"Nothing in {WEIGHTS} matches target_modules; check which modules were trained.")
     for name in modules:
-        if name not in known:
+        if name not in known and routed(name):
+            yield not_fused(name, base)
+        elif name not in known:
             message = f"The base model has no linear {name}; upload the adapter for the base model it was trained on."
             yield Finding("unmatched-module", message, name, f"a linear of {base.architecture}", name)
+        elif name not in placed and name.rpartition(".")[2] in base.fused:
+            message = (
+                f"{WEIGHTS} changes {name}, but PEFT with Transformers 5 takes its name for an expert's and leaves "
+                "it out; train it again with these versions, or merge it with the older ones."
+            )
+            yield Finding("untargeted-module", message, name, "a target of the config", name)
         elif name not in placed:
             message = f"{WEIGHTS} changes {name}, but {CONFIG} doesn't target it; upload the two files of one adapter."
             yield Finding("untargeted-module", message, name, "a target of the config", name)
@@ -183,12 +245,12 @@ def _pair(module: str, placement: Placement, base: BaseSpec, found: Mapping[Key,
         return "" if tensor is None else tensor.name
 
     rank, scale = placement.rank, placement.scale
-    if module in base.linears:
-        outputs, inputs = base.linears[module]
-        a, b = name(A), name(B)
-    else:
+    if module in base.embeddings:
         inputs, outputs = base.embeddings[module]
         a, b = name(EMBEDDING_A), name(EMBEDDING_B)
+    else:
+        outputs, inputs = base.linears.get(module) or base.routers[module]
+        a, b = name(A), name(B)
     return LoraPair(module, rank, scale, a, b, inputs, outputs, name(LORA_BIAS), name(MAGNITUDE))
 
 

@@ -34,7 +34,8 @@ class PeftConfig:
     """What of an adapter_config.json decides how it is served. `targets` and `excluded` are names, or one regex.
 
     `saved`: the ends of retrained modules' names (modules_to_save). `tie`: on a base whose head is its embedding, what
-    is done to the embedding is done to the head (ensure_weight_tying). `bias`: none, all or lora_only.
+    is done to the embedding is done to the head (ensure_weight_tying). `bias`: none, all or lora_only. `parameters`:
+    the ends of parameters' names (target_parameters).
     """
 
     rank: int
@@ -52,6 +53,12 @@ class PeftConfig:
     bias: str = "none"
     saved: tuple[str, ...] = ()
     tie: bool = False
+    parameters: frozenset[str] = frozenset()
+
+    @property
+    def narrow(self) -> bool:
+        """Whether names alone do not say which modules are meant."""
+        return bool(self.layers or self.excluded) or (isinstance(self.targets, str) and not self.all_linear)
 
     @property
     def all_linear(self) -> bool:
@@ -76,11 +83,6 @@ _UNSERVED: Final[Mapping[str, _Unserved]] = {
     ),
     "layer_replication": _Unserved(
         "unsupported-layer-replication", "repeats layers of the base model (layer_replication)", _RETRAIN
-    ),
-    "target_parameters": _Unserved(
-        "unsupported-target-parameters",
-        "targets bare parameters such as fused experts (target_parameters)",
-        "train it on linear modules only",
     ),
     "use_qalora": _Unserved("unsupported-qalora", "was trained with QALoRA (use_qalora=true)", _RETRAIN),
     "use_bdlora": _Unserved("unsupported-bdlora", "was trained with BD-LoRA (use_bdlora)", _RETRAIN),
@@ -166,6 +168,7 @@ _CHECKED: Final = frozenset(
         "r",
         "rank_pattern",
         "target_modules",
+        "target_parameters",
         "task_type",
         "use_dora",
         "use_rslora",
@@ -242,6 +245,7 @@ class _ConfigReader:
             bias=self._bias(),
             saved=self._saved(),
             tie=self._flag("ensure_weight_tying"),
+            parameters=self._parameters(),
         )
         self._refuse_contradictions(config)
         return config
@@ -298,7 +302,7 @@ class _ConfigReader:
 
     def _targets(self) -> frozenset[str] | str:
         targets = self._names_or_regex("target_modules")
-        if not targets and not self._document.get("target_modules"):
+        if not targets and not self._document.get("target_modules") and not self._document.get("target_parameters"):
             self._refuse("malformed-config", "target_modules is missing; name the modules that were trained.")
         return targets
 
@@ -321,6 +325,18 @@ class _ConfigReader:
         message = f"modules_to_save must be a list of at most {self._limits.saved} plain module names."
         self._refuse("malformed-config", message, "", value)
         return ()
+
+    def _parameters(self) -> frozenset[str]:
+        value = self._document.get("target_parameters") or []
+        if (
+            isinstance(value, list)
+            and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in value)
+            and len(value) <= self._limits.patterns
+        ):
+            return frozenset(value)
+        message = f"target_parameters must be a list of at most {self._limits.patterns} plain parameter names."
+        self._refuse("malformed-config", message, "", value)
+        return frozenset()
 
     def _names_or_regex(self, name: str) -> frozenset[str] | str:
         value = self._document.get(name)

@@ -131,16 +131,16 @@ def first_non_finite(source: BinaryIO, tensor: Tensor) -> int | None:
 
 
 def _summary(adapter: Layout, config: PeftConfig, header: Header, size: int) -> Summary:
-    pairs = adapter.linears + adapter.embeddings
-    ranks = [pair.rank for pair in pairs]
+    pairs = {pair.module: pair.rank for pair in (*adapter.linears, *adapter.embeddings, *adapter.routers)}
+    pairs |= {pair.parameter: pair.rank for pair in adapter.experts}
     dtypes = Counter(tensor.dtype for tensor in header.tensors.values())
     kinds = [name for name, used in (("dora", config.dora), ("lora_bias", config.lora_bias)) if used]
     replaced = {f"{each.module}.{each.parameter}": None for each in adapter.replaced}
     return Summary(
-        rank_min=min(ranks),
-        rank_max=max(ranks),
+        rank_min=min(pairs.values()),
+        rank_max=max(pairs.values()),
         modules=len(pairs),
-        targets=tuple(sorted({pair.module.rpartition(".")[2] for pair in pairs})),
+        targets=tuple(sorted({name.rpartition(".")[2] for name in pairs})),
         tensors=len(header.tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in header.tensors.values()),
         bytes=size,

@@ -56,11 +56,13 @@ def shares(model: Model, block: int, arguments: argparse.Namespace) -> Shares:
 
 
 def expected(spec: BaseSpec, slots: int, dtype: torch.dtype) -> int:
-    """Bytes for every slot to have an adapter of RANK on all linears, or one to be of WIDEST; and retrained embeddings.
+    """Bytes for every slot to have an adapter of RANK on all linears and experts, or one to be of WIDEST; and retrained
+    embeddings.
 
     Adapters are float32 where the base is, as PEFT saves them; a narrower base's are mostly narrow too.
     """
     sizes = [outputs + inputs for name, (outputs, inputs) in spec.linears.items() if not routed(name)]
+    sizes += [each.experts * (each.outputs + each.inputs) for each in spec.experts.values()]
     tables = 2 * spec.vocab_size * spec.hidden_size
     return (sum(sizes) * max(slots * RANK, WIDEST) + tables) * torch.empty((), dtype=dtype).element_size()
 

@@ -125,7 +125,7 @@ class Changes:
 
 def _by_parameter(plan: Layout) -> Mapping[str, Change]:
     changes = {f"{each.module}.{each.parameter}": Change(replaced=each.tensor) for each in plan.replaced}
-    for pair in (*plan.linears, *plan.embeddings):
+    for pair in (*plan.linears, *plan.embeddings, *plan.routers):
         weight, bias = f"{pair.module}.weight", f"{pair.module}.bias"
         changes[weight] = replace(changes.get(weight, Change()), pair=pair)
         if pair.bias:

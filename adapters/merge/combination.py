@@ -91,11 +91,16 @@ def _refuse(part: Part, source: str) -> None:
     for rule, found, what in (
         ("combines-dora", part.config.dora, "was trained with DoRA, whose magnitudes have no weighted sum"),
         ("combines-bias", part.config.lora_bias or part.config.bias != "none", "has trained biases"),
+        ("combines-experts", _mixture(part.changes), "changes a mixture's experts or routers"),
         ("combines-replaced", _retrained(part.changes, source), "has retrained modules (modules_to_save)"),
     ):
         if found:
             message = f"{part.name} {what}; only plain LoRA can be combined. Merge it into the base model instead."
             raise Unmergeable(rule, message, found=part.name)
+
+
+def _mixture(changes: Changes) -> bool:
+    return bool(changes.layout.experts or changes.layout.routers)
 
 
 def _retrained(changes: Changes, source: str) -> bool:

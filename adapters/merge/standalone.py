@@ -144,6 +144,12 @@ def _untied(changes: Mapping[str, Change], base: BaseSpec, checkpoint: Checkpoin
 
 
 def _refuse(changes: Changes, base: BaseSpec, checkpoint: Checkpoint) -> None:
+    for pairs in changes.layout.experts:
+        message = (
+            f"The adapter changes {pairs.parameter}, all experts at once, which the base's files may hold apart; such "
+            "adapters are served, but not merged here: merge it with PEFT's merge_and_unload."
+        )
+        raise Unmergeable("fused-experts", message, tensor=pairs.parameter)
     for parameter, change in changes.parameters.items():
         if parameter not in base.parameters:
             message = (

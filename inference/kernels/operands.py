@@ -167,6 +167,50 @@ class Table:
             copy_(self.device_pairs[slot], self._memory[slot : slot + 1].view(np.int64))
 
 
+class Stack(Table):
+    """The pairs of `count` linears of one shape, by slot: that of slot s and linear n is the table's s * count + n."""
+
+    def __init__(self, slots: int, count: int, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(slots * count, inputs, outputs, device)
+        self.count = count
+        self.filled: set[int] = set()
+
+    def fill(self, slot: int, a: Tensor, b: Tensor, scale: float) -> None:
+        """Fill all of a slot with A [count, rank, in] and B [count, out, rank]; as `set` has them."""
+        assert a.shape == (self.count, a.shape[1], self.inputs), f"A is {tuple(a.shape)}"
+        assert b.shape == (self.count, self.outputs, a.shape[1]), f"B is {tuple(b.shape)}"
+        assert a.dtype == b.dtype
+        assert a.dtype in DTYPES
+        assert a.is_contiguous()
+        assert b.is_contiguous()
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(a.unbind(), b.unbind(), strict=True))
+        if a.is_cuda:
+            assert a.shape[1] <= WIDEST, f"rank {a.shape[1]} is over {WIDEST}"
+            pairs = [(_aligned(one), _aligned(other)) for one, other in pairs]
+        kind = (a.shape[1], DTYPES.index(a.dtype), scale, 0)
+        rows = np.array([(one.data_ptr(), other.data_ptr(), *kind) for one, other in pairs], PAIR)
+        self._put(slot, [(one, other, scale) for one, other in pairs], rows, a.device)
+        self.filled.add(slot)
+        self.any = True
+
+    def clear(self, slot: int) -> None:
+        """Empty all of a slot and let go of its tensors."""
+        if slot in self.filled:
+            self._put(slot, [None] * self.count, np.zeros(self.count, PAIR), self.device_pairs.device)
+            self.filled.remove(slot)
+            self.any = bool(self.filled)
+
+    def _put(self, slot: int, pairs: Sequence[Pair | None], rows: np.ndarray, device: torch.device) -> None:
+        at = slice(slot * self.count, (slot + 1) * self.count)
+        self.pairs[at] = pairs
+        self._memory[at] = rows
+        if self.device_pairs.device != device:
+            assert not self.any, "a table's pairs are on one device"
+            self.device_pairs = self.device_pairs.to(device)
+        if self.device_pairs.data_ptr() != self.pairs_address:
+            copy_(self.device_pairs[at], rows.view(np.int64).reshape(self.count, -1))
+
+
 class Group:
     """Tables of linears that read the same x and write columns side by side of one y: one launch for all of them.
 

@@ -22,7 +22,8 @@ def twin(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
 
 
 class Replaced:
-    """A module over whole rows (a norm) that some slots have a version of. While none has, the module is untouched."""
+    """A module over whole rows (a norm, a router) that some slots have a version of. While none has, the module is
+    untouched."""
 
     def __init__(self, module: nn.Module, batch: Batch) -> None:
         self._module = module
@@ -41,9 +42,15 @@ class Replaced:
             self._hook.remove()
             self._hook = None
 
-    def _run(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _run(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         x = inputs[0]
-        rows, y = x.reshape(-1, x.shape[-1]), output.view(-1, output.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        ys = [y.view(-1, y.shape[-1]) for y in _all(output)]
         for start, end, slot in self._batch.segments:
             if slot in self._twins:
-                y[start:end] = self._twins[slot](rows[start:end])
+                for y, own in zip(ys, _all(self._twins[slot](rows[start:end])), strict=True):
+                    y[start:end] = own
+
+
+def _all(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)

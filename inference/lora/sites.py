@@ -9,6 +9,7 @@ from adapters.base import BaseSpec, routed
 from inference.kernels.linear import Joined, Linears, Packed, joinable, packable
 from inference.kernels.operands import Table
 from inference.lora.embedding import LoraEmbedding
+from inference.lora.experts import LoraExperts
 from inference.lora.linear import Batch, LoraLinear, Siblings
 from inference.lora.replaced import Replaced
 from inference.lora.weights import AdapterWeights
@@ -37,7 +38,7 @@ class Frozen(Mapping[str, Tensor]):
 
 
 class Sites:
-    """The model's linears and embeddings, by module path; the model is changed in place.
+    """The model's linears, embeddings and experts, by module path; the model is changed in place.
 
     batch   what the layers see: all rows of the step
     head    what the output head sees: the rows that are sampled
@@ -51,6 +52,7 @@ class Sites:
         self.frozen = Frozen(dict(model.named_parameters(remove_duplicate=False)))
         self._linears: dict[str, LoraLinear] = {}
         self._embeddings: dict[str, LoraEmbedding] = {}
+        self._experts: dict[str, LoraExperts] = {}
         self._others: dict[str, Replaced] = {}
         self._model = model
         self.rare: set[int] = set()
@@ -62,6 +64,9 @@ class Sites:
             elif isinstance(module, nn.Embedding) and name in spec.embeddings:
                 self._embeddings[name] = LoraEmbedding(module, self.batch)
                 model.set_submodule(name, self._embeddings[name])
+        for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter in spec.experts):
+            self._experts[name] = LoraExperts(model.get_submodule(name), slots, self.batch)
+            model.set_submodule(name, self._experts[name])
 
     @property
     def tables(self) -> dict[str, Table]:
@@ -89,7 +94,7 @@ class Sites:
 
     def install(self, slot: int, weights: AdapterWeights) -> None:
         """Make a slot's rows use these weights. The slot must be empty."""
-        if weights.embeddings or weights.corrections or weights.parameters:
+        if weights.embeddings or weights.corrections or weights.parameters or weights.experts:
             self.rare.add(slot)
         for name, (a, b, scale) in weights.pairs.items():
             self._linears[name].table.set(slot, a, b, scale)
@@ -100,6 +105,9 @@ class Sites:
                 self._linears[name].corrections[slot] = correction
             else:
                 self._embeddings[name].correct(slot, correction)
+        for name, (a, b, scale) in weights.experts.items():
+            module, _, parameter = name.rpartition(".")
+            self._experts[module].table(parameter).fill(slot, a, b, scale)
         for name, parameters in weights.parameters.items():
             if name not in self._others:
                 self._others[name] = Replaced(self._model.get_submodule(name), self.batch)
@@ -113,6 +121,8 @@ class Sites:
             linear.corrections.pop(slot, None)
         for embedding in self._embeddings.values():
             embedding.clear(slot)
+        for experts in self._experts.values():
+            experts.clear(slot)
         for other in self._others.values():
             other.clear(slot)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from adapters.base import BaseSpec
 from adapters.header import read_header
 from adapters.manifest import Turn
-from adapters.peft import Layout, LoraPair, layout, read_config
+from adapters.peft import ExpertPairs, Layout, LoraPair, layout, read_config
 from inference.lora import dora
 
 ALIGNMENT = 64  # bytes; a cache line
@@ -63,7 +63,8 @@ class AdapterWeights:
     pairs        of linears: A [rank, in], B [out, rank] and the scale
     embeddings   of embeddings: A transposed [rows, rank], B [width, rank] and the scale
     corrections  of linears and embeddings
-    parameters   of other modules (norms): what replaces their own, by name
+    experts      of parameters of a mixture's experts: A [experts, rank, in], B [experts, out, rank] and the scale
+    parameters   of other modules (norms, routers): what replaces their own, by name
     buffer       what the tensors are views of, uint8, where they are packed; starts: at which bytes, rising
     """
 
@@ -72,6 +73,7 @@ class AdapterWeights:
     embeddings: Mapping[str, Pair] = field(default_factory=dict)
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     parameters: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    experts: Mapping[str, Pair] = field(default_factory=dict)
     buffer: Tensor | None = None
     starts: tuple[int, ...] = ()
 
@@ -87,6 +89,7 @@ class AdapterWeights:
             pairs(self.embeddings),
             {module: correction.map(convert) for module, correction in self.corrections.items()},
             {module: {name: convert(p) for name, p in own.items()} for module, own in self.parameters.items()},
+            pairs(self.experts),
         )
 
 
@@ -135,7 +138,9 @@ class _Reader:
             own = changed.pop(module)
             corrections[module] = Correction(own.get("weight"), None, self._shift(module, own))
         kept = {module: correction for module, correction in corrections.items() if not correction.empty}
-        return AdapterWeights(pairs, 0, embeddings, kept, changed)
+        changed |= {pair.module: {"weight": self._router(pair)} for pair in plan.routers}
+        experts = {stack.parameter: self._experts(stack) for stack in plan.experts}
+        return AdapterWeights(pairs, 0, embeddings, kept, changed, experts)
 
     def _changed(self, plan: Layout) -> dict[str, dict[str, Tensor]]:
         """By module and name, the parameters that the adapter replaces by others than the base has."""
@@ -172,6 +177,24 @@ class _Reader:
             factor = self._tensor(pair.magnitude).to(b) / dora.embedding_norms(base, a, b, pair.scale, self._turn)
             b = factor[:, None] * b
         return (a, b, pair.scale), Correction(weight, factor)
+
+    def _router(self, pair: LoraPair) -> Tensor:
+        """The whole weight, which is small: what it is for decides between experts, and is wanted to the last bit."""
+        own = self._frozen[f"{pair.module}.weight"]
+        a, b = (self._tensor(name).to(own.device, torch.float32) for name in (pair.a, pair.b))
+        return (own + (pair.scale * (b @ a)).to(own.dtype)).contiguous()
+
+    def _experts(self, stack: ExpertPairs) -> Pair:
+        """Views where the file has all experts in one tensor; `_packed` lays them out."""
+        a, b = ([self._tensor(name) for name in names] for names in (stack.a, stack.b))
+        if stack.parts:
+            with self._turn():
+                block: Callable[..., Tensor] = torch.block_diag
+                joined_a = torch.cat(a).view(stack.experts, stack.rank, stack.inputs)
+                each = [block(*b[at : at + stack.parts]) for at in range(0, len(b), stack.parts)]
+            return (*_alike(joined_a, torch.stack(each)), stack.scale)
+        columns = b[0].view(stack.outputs, stack.rank, stack.experts)
+        return (*_alike(a[0].view(stack.experts, stack.rank, stack.inputs), columns.permute(2, 0, 1)), stack.scale)
 
     def _shift(
         self, module: str, own: Mapping[str, Tensor], factor: Tensor | None = None, extra: Tensor | None = None
@@ -215,7 +238,9 @@ def _packed(loose: AdapterWeights, device: torch.device, pinned: bool, largest: 
     buffer = torch.empty(end, dtype=torch.uint8, pin_memory=True) if pinned else _buffer(end)
     flat = buffer.numpy()
     for start, tensor in places.values():
-        copy(flat[start : start + tensor.nbytes], _bytes(tensor), turn)
+        with turn():
+            raw = _bytes(tensor)
+        copy(flat[start : start + tensor.nbytes], raw, turn)
     there = buffer.to(device)
     starts = tuple(start for start, _ in places.values())
     return replace(loose.map(lambda tensor: view(there, tensor)), nbytes=end, buffer=there, starts=starts)

@@ -1,16 +1,21 @@
 """Norms of changes and of their differences, against the products themselves."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from scipy.linalg import block_diag
 
 from adapters import change
 from adapters.change import Adapter, Comparison, compare
 from adapters.errors import Rejected
+from adapters.peft import LoraPair
 from tests.adapters import builders
+from tests.adapters import test_stacks as stacks
 from tests.adapters.builders import BASE, HIDDEN, VOCABULARY, Tensors, tensors
 
 
@@ -32,6 +37,7 @@ def product(adapter: Adapter, module: str) -> Any:
     pair = adapter.pairs.get(module)
     if pair is None:
         return 0.0
+    assert isinstance(pair, LoraPair)
     return pair.scale * numbers(adapter, pair.b).astype(np.float64) @ numbers(adapter, pair.a).astype(np.float64)
 
 
@@ -106,3 +112,48 @@ def test_a_config_that_is_large_or_odd_is_shown_in_short(tmp_path: Path) -> None
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Rejected):
         written(tmp_path, tensors(rank=8))
+
+
+def test_experts_are_one_module_whether_their_pairs_lie_together_or_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same change, written as PEFT writes it now and as it did when experts were linears of their own."""
+    monkeypatch.setattr(change, "SLICE", 256)
+    drawn = np.random.default_rng(0)
+    apart: dict[str, Any] = {name: drawn.standard_normal(shape).astype("<f4") for name, shape in stacks.apart().items()}
+    pairs = {
+        name: drawn.standard_normal(shape).astype("<f4")
+        for name, shape in (stacks.attention() | stacks.together()).items()
+    }
+    for layer in range(2):
+        owner = f"base_model.model.model.layers.{layer}.mlp.experts"
+        for below, parts in ((".base_layer", ("gate_proj", "up_proj")), ("", ("down_proj",))):
+            names = [[f"{owner}.{expert}.{part}.lora_" for part in parts] for expert in range(stacks.EXPERTS)]
+            a = [apart[f"{part}A.weight"] for parts in names for part in parts]
+            b = np.stack([block_diag(*(apart[f"{part}B.weight"] for part in parts)) for parts in names])
+            pairs[f"{owner}{below}.lora_A.weight"] = np.concatenate(a)
+            pairs[f"{owner}{below}.lora_B.weight"] = np.ascontiguousarray(b.transpose(1, 2, 0)).reshape(b.shape[1], -1)
+    attention = {name: pairs[name] for name in stacks.attention()}
+    usual = ["q_proj", "gate_proj", "up_proj", "down_proj"]
+    one, two = (
+        stacked(tmp_path / name, made, target_modules=usual)
+        for name, made in (("now", pairs), ("then", attention | apart))
+    )
+    found = compare(one, two)
+    assert found.difference == 0.0
+    experts = {module.module: module for module in found.modules if "experts" in module.module}
+    assert set(experts) == set(stacks.BASE.experts)
+    formed = sum(
+        np.linalg.norm(2.0 * apart[f"{name}B.weight"].astype(float) @ apart[f"{name}A.weight"].astype(float)) ** 2
+        for name in {name[: name.index("lora_") + 5] for name in apart if "layers.0" in name and "down_proj" in name}
+    )
+    assert experts["model.layers.0.mlp.experts.down_proj"].norms[0] == pytest.approx(formed**0.5)
+    none = stacked(tmp_path / "none", attention, target_modules=["q_proj"])
+    assert compare(one, none).difference == pytest.approx(math.hypot(*(e.norms[0] or 0.0 for e in experts.values())))
+
+
+def stacked(folder: Path, made: dict[str, Any], **config: Any) -> Adapter:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes(builders.config_bytes(r=2, lora_alpha=4, **config))
+    save_file(made, folder / "adapter_model.safetensors")
+    return Adapter(folder, stacks.BASE)

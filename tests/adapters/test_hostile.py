@@ -330,7 +330,8 @@ def configs_that_point_at_code() -> Iterator[Upload]:
         {"alpha_pattern": {"*": 4}},
         {"eval": "x"},
         {"_target_": "os.system"},
-        {"target_parameters": ["experts.gate_up_proj"]},
+        {"target_parameters": "experts.gate_up_proj"},
+        {"target_parameters": ["(?:a+)+b"]},
         {"unknown\u0000key": 1},
     ):
         yield f"config {change}", {CONFIG: config_bytes(**change), WEIGHTS: GOOD[WEIGHTS]}

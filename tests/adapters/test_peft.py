@@ -259,7 +259,7 @@ def test_the_base_s_biases_are_all_there_or_those_of_the_targets() -> None:
     assert whole(made, target_modules=["v_proj"], bias="lora_only").replaced == ()
 
 
-def test_experts_are_refused_since_their_rows_have_no_order() -> None:
+def test_experts_that_are_linears_of_their_own_are_refused() -> None:
     expert = "model.layers.0.mlp.experts.3.w1"
     base = replace(BASE, linears={**BASE.linears, expert: (8, HIDDEN)})
     made = tensors() | named(expert, "lora_A.weight", 4, HIDDEN) | named(expert, "lora_B.weight", 8, 4)

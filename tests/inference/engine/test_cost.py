@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.base import BaseSpec
+from adapters.mixtures import Experts
 from inference.engine.cost import token_cost
 from inference.lora.weights import AdapterWeights, Correction
 
@@ -54,6 +55,14 @@ def test_only_what_is_multiplied_for_every_token_counts() -> None:
 def test_a_mixtures_experts_and_a_base_without_linears_divide_by_nothing() -> None:
     experts = BaseSpec("M", 64, 9, 8, {"mlp.experts.0.up": (64, 8), "lm_head": (9, 8)}, {}, False)
     assert token_cost(experts, adapter(4, {"lm_head": (9, 8)})) == 1.0
+
+
+def test_of_a_mixtures_experts_those_count_that_compute_a_token() -> None:
+    stacked = {"mlp.experts.up": Experts(8, 64, 16, 2), "mlp.experts.down": Experts(8, 16, 32, 2)}
+    base = BaseSpec("M", 64, 9, 16, {"q_proj": (16, 16)}, {}, False, experts=stacked)
+    pairs = {"mlp.experts.up": (number(8, 4, 16), number(8, 64, 4), 1.0)}
+    whole = 16 * 16 + 2 * 64 * 16 + 2 * 16 * 32
+    assert token_cost(base, adapter(0, {}, experts=pairs)) == pytest.approx(1 + 2 * 4 * (64 + 16) / whole)
 
 
 def test_the_prefill_chunk_of_a_rank_256_adapter_is_shorter_than_the_bases(bench: Callable[..., Any]) -> None:
