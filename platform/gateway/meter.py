@@ -17,7 +17,7 @@ from django.db import DataError, IntegrityError, ProgrammingError
 
 from gateway import metrics
 from gateway.authentication import Caller
-from gateway.database import query
+from gateway.database import query, query_unhurried
 from gateway.exchange import Exchange
 from metering import budgets, ledger
 from metering.models import Call, Outcome, Purpose
@@ -95,7 +95,7 @@ class Meter:
 async def _kept(calls: list[Call]) -> bool:
     """Whether they need no further attempt. A call that the database will never take does not stand before others."""
     try:
-        await query(ledger.write, calls)
+        await query_unhurried(ledger.write, calls)
     except (DataError, IntegrityError, ProgrammingError) as error:
         if len(calls) > 1:
             return all([await _kept([call]) for call in calls])

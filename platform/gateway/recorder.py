@@ -9,7 +9,7 @@ import logging
 from weakref import WeakKeyDictionary
 
 from gateway import metrics
-from gateway.database import query
+from gateway.database import query_unhurried
 from rollouts import observations, services
 from rollouts.observations import Observation
 
@@ -55,10 +55,10 @@ class Recorder:
         """Whether the oldest batch is in the database now; it stays here if not."""
         batch = self._waiting[:BATCH]
         try:
-            failed = await query(observations.record, batch)
+            failed = await query_unhurried(observations.record, batch)
             del self._waiting[: len(batch)]
             for rollout in failed:
-                await query(services.trip, rollout)
+                await query_unhurried(services.trip, rollout)
         except Exception as error:  # observing must never be what stops a process
             log.warning("observations can't be kept now: %s", type(error).__name__)
             return False

@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from celery import current_app
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
@@ -14,6 +13,7 @@ from django.utils import timezone
 from audit.models import Action
 from audit.redaction import difference, snapshot
 from audit.services import Actor, record
+from dispatch import after_commit
 from tenants.errors import Conflict, PlatformError
 from tenants.models import Tenant
 from webhooks import network, signing
@@ -53,8 +53,7 @@ def emit(tenant: Tenant, event: str, data: Mapping[str, Any]) -> None:
 
 def enqueue(delivery: UUID, *, after: timedelta = timedelta(0)) -> None:
     """Ask for a worker once the transaction is through. Should the queue be down, `deliver_due` finds the delivery."""
-    task = current_app.signature(TASK, args=(str(delivery),), countdown=after.total_seconds())
-    transaction.on_commit(lambda: task.apply_async(retry=False), robust=True)
+    after_commit(TASK, str(delivery), countdown=after.total_seconds())
 
 
 def create_endpoint(tenant: Tenant, url: str, events: Iterable[str], *, actor: Actor) -> tuple[Endpoint, str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import current_app
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
@@ -31,13 +30,7 @@ from .forms import NAMES, assert_by, errors, path, recorded, two_files
 def queue(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What workers have been asked for; the broker is the one thing that these tests do without."""
     sent: list[tuple[str, ...]] = []
-    send = type(current_app.signature(TASK)).apply_async
-
-    def noted(signature: Any, *args: Any, **kwargs: Any) -> Any:
-        sent.append((signature.task, *signature.args))
-        return send(signature, *args, **kwargs)
-
-    monkeypatch.setattr(type(current_app.signature(TASK)), "apply_async", noted)
+    monkeypatch.setattr("registry.services.versions.send", lambda task, *args: sent.append((task, *args)))
     return sent
 
 

@@ -10,7 +10,9 @@ from celery import Celery
 from django.core.files import File
 from django.db import connection, transaction
 
+import dispatch
 from audit.services import SYSTEM
+from dispatch.sending import UNSENT
 from jobs import tasks
 from registry.models import State, Version
 from registry.services import ensure_adapter, register_base_model, upload_version
@@ -64,14 +66,16 @@ def test_an_upload_stands_while_the_queue_is_down_and_is_validated_later(
     tiny_base_model: Path,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     register_base_model(str(tiny_base_model))
     with monkeypatch.context() as patch:
         down = Celery(broker="redis://127.0.0.1:1/0", set_as_current=False)
-        patch.setattr("registry.services.versions.current_app", down)
+        unsent = UNSENT._value.get()
+        patch.setattr("dispatch.sending.PATIENCE", 0.0)
+        patch.setattr("dispatch.sending.app_or_default", lambda: down)
         version = upload(acme, folder)
-    assert "Connection refused" in caplog.text
+        assert dispatch.flush(60)
+    assert UNSENT._value.get() == unsent + 1
     Version.objects.filter(pk=version.pk).update(changed_at="2020-01-01T00:00:00Z")
     tasks.revalidate_stale.delay()
     wait_for(settled(version), 60, "validation")

@@ -55,7 +55,7 @@ def test_large_ones_are_compared_by_a_worker_that_is_asked_once(
     cache.delete(f"{comparison._key(first, second)}:asked")
     monkeypatch.setattr(comparison, "AT_ONCE", 0)
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(comparison, "current_app", Recorder(asked.append))
+    monkeypatch.setattr(comparison, "send", lambda _task, *versions: asked.append(versions))
     client = client_of(acme)
     for _ in range(2):
         waiting = client.get(DIFF)
@@ -71,17 +71,3 @@ def test_a_version_whose_files_are_lost_is_told_so(acme: Tenant, push: Push, cli
     Store(settings.LORAYARD.store_url).delete(lost.digest)
     answer = client_of(acme).get(DIFF)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "version_not_ready")
-
-
-class Recorder:
-    """Takes what would be put into the queue."""
-
-    def __init__(self, take: Callable[[tuple[str, ...]], None]) -> None:
-        self._take = take
-
-    def signature(self, name: str, args: tuple[str, ...]) -> "Recorder":
-        assert name == comparison.TASK
-        self._take(args)
-        return self
-
-    def apply_async(self, **_: object) -> None: ...

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from celery import current_app
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
@@ -12,6 +11,7 @@ from apikeys import services as apikeys
 from apikeys.models import ApiKey
 from audit.models import Action
 from audit.services import SYSTEM, Actor, record
+from dispatch import send
 from evaluations.errors import EvaluationOver, EvaluationUnderWay, TooMany
 from evaluations.models import PENDING, Evaluation, EvaluationSet, State
 from registry.models import Version
@@ -76,7 +76,7 @@ def resume_evaluations() -> int:
 
 def enqueue(evaluation: UUID) -> None:
     """Ask for a worker. Should the queue be down, the evaluation waits for `resume_evaluations`."""
-    current_app.signature(TASK, args=(str(evaluation),)).apply_async(retry=False)
+    send(TASK, str(evaluation))
 
 
 def end_key(evaluation: Evaluation) -> None:

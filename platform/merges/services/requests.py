@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from celery import current_app
 from django.db import transaction
 from django.db.models import Sum
 from django.utils import timezone
 
 from audit.models import Action
 from audit.services import Actor, record
+from dispatch import send
 from merges import folders
 from merges.errors import MergeMalformed, MergeSettled, MergesTooLarge, MergeUnsigned, TooManyMerges
 from merges.models import MOST_BYTES, MOST_PENDING, PENDING, Kind, Merge, Method, State
@@ -107,7 +107,7 @@ def clear(merge: UUID) -> None:
 
 def enqueue(merge: UUID) -> None:
     """Ask for a worker. Should the queue be down, `resume_merges` asks again."""
-    current_app.signature(TASK, args=(str(merge),)).apply_async(retry=False)
+    send(TASK, str(merge))
 
 
 def locked(merge: UUID) -> Merge:

@@ -8,10 +8,8 @@ is still there when it is acquired. A worker that dies in between leaves an anno
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-from celery import current_app
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.db.models import F
@@ -20,6 +18,7 @@ from psycopg.errors import LockNotAvailable
 
 from adapters.manifest import Manifest
 from adapters.store import Store
+from dispatch import after_commit
 from registry.models import ANNOUNCED, Blob, Reference
 from tenants.models import Tenant
 
@@ -66,7 +65,7 @@ def release(tenant: Tenant, digest: str) -> None:
         return
     reference.delete()
     if not blob.references.exists():
-        transaction.on_commit(partial(_enqueue, digest), robust=True)
+        after_commit(TASK, digest)
 
 
 def collect(digest: str) -> bool:
@@ -110,7 +109,3 @@ def _store_alone() -> Iterator[bool]:
                 alone = False
             cursor.execute("SELECT set_config('lock_timeout', '0', true)")
         yield alone
-
-
-def _enqueue(digest: str) -> None:
-    current_app.signature(TASK, args=(digest,)).apply_async(retry=False)

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
-from celery import current_app
 from django.conf import settings
 from django.core.cache import cache
 from django.utils.module_loading import import_string
@@ -21,6 +20,7 @@ from adapters.change import Adapter, compare
 from adapters.errors import AdapterError
 from adapters.limits import MIB
 from adapters.store import Store
+from dispatch import send
 from registry import quarantine
 from registry.errors import VersionNotReady
 from registry.models import STORED, Version
@@ -70,7 +70,7 @@ def _content(first: Version, second: Version) -> dict[str, Any] | None:
             raise VersionNotReady(str(error)) from error
     known: dict[str, Any] | None = cache.get(_key(first, second))
     if known is None and cache.add(f"{_key(first, second)}:asked", True, AGAIN):
-        current_app.signature(TASK, args=(str(first.pk), str(second.pk))).apply_async(retry=False)
+        send(TASK, str(first.pk), str(second.pk))
     if known is not None and "failed" in known:
         raise VersionNotReady(known["failed"])
     return known

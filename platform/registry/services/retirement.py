@@ -11,13 +11,13 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from celery import current_app
 from django.conf import settings
 from django.db import models, transaction
 from django.utils import timezone
 
 from audit.models import Action
 from audit.services import Actor, record
+from dispatch import send
 from inference.client import EngineError
 from registry import engine
 from registry.errors import RollbackOpen, VersionNeeded, VersionNotReady
@@ -143,4 +143,4 @@ def _empty_engine(digest: str) -> None:
 
 
 def _enqueue(version: UUID) -> None:
-    current_app.signature(TASK, args=(str(version),)).apply_async(retry=False)
+    send(TASK, str(version))

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from celery import current_app
 from django.core.exceptions import ValidationError
 from django.core.files import File
 from django.db import transaction
@@ -15,6 +14,7 @@ from django.db.models import Max
 
 from audit.models import Action
 from audit.services import Actor, record
+from dispatch import send
 from registry import assembly, quarantine
 from registry.errors import AdapterNotFound, UploadClosed
 from registry.intake import Upload
@@ -76,7 +76,7 @@ def _waiting(upload: Upload) -> quarantine.Waiting:
 
 def enqueue_validation(version: uuid.UUID) -> None:
     """Ask for a worker. Should the queue be down, the version waits for `revalidate_stale`; the upload stands."""
-    current_app.signature(TASK, args=(str(version),)).apply_async(retry=False)
+    send(TASK, str(version))
 
 
 @transaction.atomic

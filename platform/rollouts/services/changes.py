@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from celery import current_app
-from django.db import transaction
 from django.utils import timezone
 
 from audit.models import Action
 from audit.services import Actor, record
+from dispatch import after_commit
 from rollouts.errors import NotNow, RolloutOver
 from rollouts.models import FORWARD, OVER, WHOLE, Cause, Pause, Rollout, State, Step
 from webhooks.services import emit
@@ -87,8 +86,7 @@ def end(rollout: Rollout, to: State, *, actor: Actor, **changes: Any) -> Rollout
 
 def hurry() -> None:
     """Ask for a tick once the transaction is through. Should the queue be down, the next one comes anyway."""
-    tick = current_app.signature(TASK)
-    transaction.on_commit(lambda: tick.apply_async(retry=False), robust=True)
+    after_commit(TASK)
 
 
 def fresh(rollout: Rollout) -> Rollout:
