@@ -1,10 +1,13 @@
-"""Whether this process lives, whether what it needs answers, and its numbers. Knows the engine by its client only."""
+"""Whether this process lives, whether the platform does its work, and its numbers. Knows the engine by its client only.
+
+`/readyz` is of the whole: it is red when anything that somebody must look at is. A load balancer asks it without what
+`/v1` does without, in Kubernetes' way: `/readyz?exclude=redis&exclude=periodic`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -13,9 +16,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
+from gateway.database import query
 from inference.client import EngineClient, EngineError, Stats, Tier
+from jobs.ticks import Watch
 
-PATIENCE = 3.0  # seconds that any one of the three may take
+PATIENCE = 3.0  # seconds that anything asked may take
+WATCH = Watch()  # of this process
 TIER_GAUGES = {
     "bytes": "Bytes of adapters held",
     "limit": "Bytes of adapters that may be held",
@@ -35,15 +41,20 @@ async def live(_request: HttpRequest) -> HttpResponse:
     return JsonResponse({"status": "ok"})
 
 
-async def ready(_request: HttpRequest) -> HttpResponse:
-    """200 if the database, Redis and the engine all answer, else 503; each is named with "ok" or "down"."""
-    names = ("database", "redis", "engine")
-    answers = await asyncio.gather(*(_answers(probe) for probe in (_database(), _redis(), _engine())))
+async def ready(request: HttpRequest) -> HttpResponse:
+    """200 if all that is asked about is in order, else 503; each is named with "ok" or "down".
+
+    database, redis, engine: they answer. periodic: no periodic work is overdue; `overdue` names what is.
+    """
+    names = [name for name in PROBES if name not in request.GET.getlist("exclude")]
+    answers = await asyncio.gather(*(_answers(PROBES[name]()) for name in names))
     states = {name: "ok" if up else "down" for name, up in zip(names, answers, strict=True)}
+    up = all(answers)
+    late = {} if states.get("periodic", "ok") == "ok" else {"overdue": await _late()}
     return JsonResponse(
-        {"status": "ok" if all(answers) else "down", **states},
-        status=200 if all(answers) else 503,
-        headers={} if all(answers) else {"Retry-After": "1"},
+        {"status": "ok" if up else "down", **states, **late},
+        status=200 if up else 503,
+        headers={"Cache-Control": "no-store"} | ({} if up else {"Retry-After": "1"}),
     )
 
 
@@ -56,7 +67,23 @@ async def metrics(_request: HttpRequest) -> HttpResponse:
             stats = None
     remote = CollectorRegistry()
     remote.register(EngineCollector(stats))
+    remote.register(PeriodicCollector(await _ages()))
     return HttpResponse(generate_latest(REGISTRY) + generate_latest(remote), content_type=CONTENT_TYPE_LATEST)
+
+
+class PeriodicCollector(Collector):
+    """Ages of each kind of periodic work as lorayard_periodic_age_seconds; none while the database does not answer."""
+
+    def __init__(self, ages: Mapping[str, float]) -> None:
+        self._ages = ages
+
+    def collect(self) -> Iterator[Metric]:
+        ages = GaugeMetricFamily(
+            "lorayard_periodic_age_seconds", "Seconds since periodic work was last done to its end", labels=["kind"]
+        )
+        for kind, age in self._ages.items():
+            ages.add_metric([kind], age)
+        yield ages
 
 
 class EngineCollector(Collector):
@@ -107,6 +134,13 @@ def _by(label: str, name: str, text: str, counts: Mapping[int, int]) -> Metric:
     return family
 
 
+async def _ages() -> dict[str, float]:
+    try:
+        return await asyncio.wait_for(query(WATCH.ages), PATIENCE)
+    except Exception:  # the engine's numbers are told all the same
+        return {}
+
+
 async def _answers(probe: Awaitable[bool]) -> bool:
     try:
         return await asyncio.wait_for(probe, PATIENCE)
@@ -114,15 +148,14 @@ async def _answers(probe: Awaitable[bool]) -> bool:
         return False
 
 
-@sync_to_async
-def _database() -> bool:
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            return bool(cursor.fetchone() == (1,))
-    finally:
-        if not connection.in_atomic_block:  # there it is the caller's
-            connection.close()
+async def _database() -> bool:
+    return await query(_selects)
+
+
+def _selects() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        return bool(cursor.fetchone() == (1,))
 
 
 async def _redis() -> bool:
@@ -133,6 +166,21 @@ async def _redis() -> bool:
 async def _engine() -> bool:
     async with _client() as engine:
         return await engine.healthy(timeout=PATIENCE)
+
+
+async def _periodic() -> bool:
+    return not await query(WATCH.overdue)
+
+
+async def _late() -> list[str]:
+    """What is overdue, where the database can say so."""
+    try:
+        return await asyncio.wait_for(query(WATCH.overdue), PATIENCE)
+    except Exception:  # it is named as down beside this
+        return []
+
+
+PROBES = {"database": _database, "redis": _redis, "engine": _engine, "periodic": _periodic}
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from config import env, logs
 from console.unfold import UNFOLD as UNFOLD  # noqa: PLC0414 - Django reads it here
+from tenants.postgresql import patience
 
 try:
     LORAYARD = env.load()
@@ -72,7 +73,14 @@ TEMPLATES = [
 
 # The pool's pauses between attempts double until `reconnect_timeout`, then start anew: a short one, so that a database
 # which was away for a minute is not met again only after two.
-POOL = {"min_size": 1, "timeout": 5, "reconnect_timeout": 3}
+POOL = {
+    "min_size": 1,
+    "timeout": patience.GETTING,
+    "reconnect_timeout": 3,
+    "connection_class": patience.Connection,
+}
+# A server, or a network, that is gone without a word is noticed by the kernel within half a minute.
+KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000}
 
 
 def _database(url: str, pool: int, role: str) -> dict[str, Any]:
@@ -92,8 +100,9 @@ def _database(url: str, pool: int, role: str) -> dict[str, Any]:
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
             "connect_timeout": 5,
+            **KEEPALIVES,
             **query,
-            **({"pool": {**POOL, "max_size": pool}} if pool else {}),
+            **({"pool": {**POOL, "max_size": pool}, "kept": pool // 2} if pool else {}),
             **({"assume_role": role} if role else {}),
         },
     }
@@ -101,7 +110,16 @@ def _database(url: str, pool: int, role: str) -> dict[str, Any]:
 
 DATABASES = {"default": _database(LORAYARD.database_url, LORAYARD.database_pool, LORAYARD.database_role)}
 
-CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": LORAYARD.redis_url}}
+# A Redis that hangs is one that is away, soon: these are tried once, and whoever needs them is told.
+REDIS_PATIENCE = {"socket_connect_timeout": 1.0, "socket_timeout": 2.0}  # seconds
+
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": LORAYARD.redis_url,
+        "OPTIONS": {**REDIS_PATIENCE},
+    }
+}
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
@@ -172,7 +190,16 @@ VERSIONS_COMPARED_BY = {"scores": "evaluations.services.score_pairs"}
 
 CELERY_BROKER_URL = LORAYARD.celery_broker
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_keepalive": True}
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker outlives a broker, however long it is away
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 3600,
+    "socket_keepalive": True,
+    "health_check_interval": 10,  # seconds after which a worker doubts a connection that says nothing
+    "max_retries": 1,
+    "interval_start": 0.1,
+    "connect_retries_timeout": 2.0,
+    **REDIS_PATIENCE,
+}
 # What tasks find out is in the database; nothing waits for a result, so none is stored.
 CELERY_TASK_IGNORE_RESULT = True
 # A task may run twice (its worker was killed), never zero times: every task is written to be repeatable.
@@ -194,10 +221,10 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
-TICK = 2.0  # seconds between looks at the rollouts under way; a tick that finds no worker so long is dropped
-CELERY_BEAT_SCHEDULE = {  # seconds
+TICK = 2.0  # seconds between looks at the rollouts under way
+CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {  # seconds
     "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": 60.0},
-    "tend-usage": {"task": "jobs.tasks.tend_usage", "schedule": 30.0, "options": {"expires": 30.0}},
+    "tend-usage": {"task": "jobs.tasks.tend_usage", "schedule": 30.0},
     "forget-usage": {"task": "jobs.tasks.forget_usage", "schedule": 3600.0},
     "expire-uploads": {"task": "jobs.tasks.expire_uploads", "schedule": 300.0},
     "forget-rejected": {"task": "jobs.tasks.forget_rejected", "schedule": 3600.0},
@@ -207,12 +234,16 @@ CELERY_BEAT_SCHEDULE = {  # seconds
     "seal-audit": {"task": "jobs.tasks.seal_audit", "schedule": 3600.0},
     "resume-evaluations": {"task": "jobs.tasks.resume_evaluations", "schedule": 5.0},
     "tend-merges": {"task": "jobs.tasks.tend_merges", "schedule": 60.0},
-    "tick-rollouts": {"task": "jobs.tasks.tick_rollouts", "schedule": TICK, "options": {"expires": 5 * TICK}},
+    "tick-rollouts": {"task": "jobs.tasks.tick_rollouts", "schedule": TICK},
     "sweep-rollouts": {"task": "jobs.tasks.sweep_rollouts", "schedule": 3600.0},
     "release-overdue": {"task": "jobs.tasks.release_overdue", "schedule": 60.0},
     "hold-pins": {"task": "jobs.tasks.hold_pins", "schedule": 30.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }
+for _entry in CELERY_BEAT_SCHEDULE.values():  # what finds no worker until the next turn is dropped, and not done twice
+    _entry["options"] = {"expires": max(10.0, _entry["schedule"])}
+CELERY_BEAT_SCHEDULER = "jobs.beat:Scheduler"
+CELERY_BEAT_MAX_LOOP_INTERVAL = 5.0  # seconds in which it is seen that the clock was set back
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")
 
 LOGGING = logs.configure(human=sys.stderr.isatty())

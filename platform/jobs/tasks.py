@@ -1,9 +1,15 @@
-"""What workers are asked to do: thin calls into services. Tasks take ids, may run twice, and leave no result."""
+"""What workers are asked to do: thin calls into services. Tasks take ids, may run twice, and leave no result.
+
+What beat asks for is `periodic`: that it was done to its end is noted, so that work which has stopped is seen to have.
+"""
 
 # mypy: disable-error-code="untyped-decorator"
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
+from typing import Any
 from uuid import UUID
 
 from celery import shared_task
@@ -11,6 +17,7 @@ from django.conf import settings
 
 from audit import checkpoints, retention, verification
 from evaluations import services as evaluations
+from jobs import ticks
 from merges import services as merges
 from metering import ledger
 from registry import services as registry
@@ -24,17 +31,31 @@ TIME_LIMIT = 5 * 60  # seconds; below registry.services.validation.STALE
 SHIFT_LIMIT = 20 * 60  # seconds; well above evaluations.services.running.SHIFT, below the life of its key
 
 
+def periodic(**options: Any) -> Callable[[Callable[[], None]], Any]:
+    """Makes a task of work that beat asks for. Its kind is the function's name."""
+
+    def task(work: Callable[[], None]) -> Any:
+        @wraps(work)
+        def noted() -> None:
+            work()
+            ticks.note(work.__name__)
+
+        return shared_task(name=f"jobs.tasks.{work.__name__}", acks_late=True, **options)(noted)
+
+    return task
+
+
 @shared_task(name="jobs.tasks.validate_version", acks_late=True, reject_on_worker_lost=True, time_limit=TIME_LIMIT)
 def validate_version(version_id: str) -> None:
     registry.validate_version(UUID(version_id))
 
 
-@shared_task(name="jobs.tasks.revalidate_stale", acks_late=True)
+@periodic()
 def revalidate_stale() -> None:
     registry.revalidate_stale()
 
 
-@shared_task(name="jobs.tasks.forget_rejected", acks_late=True)
+@periodic()
 def forget_rejected() -> None:
     registry.forget_rejected()
 
@@ -44,23 +65,23 @@ def collect_blob(digest: str) -> None:
     blobs.collect(digest)
 
 
-@shared_task(name="jobs.tasks.expire_uploads", acks_late=True)
+@periodic()
 def expire_uploads() -> None:
     registry.expire_uploads()
 
 
-@shared_task(name="jobs.tasks.sweep_blobs", acks_late=True)
+@periodic()
 def sweep_blobs() -> None:
     blobs.sweep()
 
 
-@shared_task(name="jobs.tasks.checkpoint_audit", acks_late=True)
+@periodic()
 def checkpoint_audit() -> None:
     checkpoints.take()
     checkpoints.publish()
 
 
-@shared_task(name="jobs.tasks.seal_audit", acks_late=True)
+@periodic()
 def seal_audit() -> None:
     retention.seal_old()
 
@@ -70,17 +91,17 @@ def run_evaluation(evaluation_id: str) -> None:
     evaluations.run_evaluation(UUID(evaluation_id))
 
 
-@shared_task(name="jobs.tasks.resume_evaluations", acks_late=True)
+@periodic()
 def resume_evaluations() -> None:
     evaluations.resume_evaluations()
 
 
-@shared_task(name="jobs.tasks.tick_rollouts", acks_late=True)
+@periodic()
 def tick_rollouts() -> None:
     rollouts.tick()
 
 
-@shared_task(name="jobs.tasks.sweep_rollouts", acks_late=True)
+@periodic()
 def sweep_rollouts() -> None:
     rollouts.sweep()
 
@@ -100,12 +121,12 @@ def release_version(version_id: str) -> None:
     registry.release_version(UUID(version_id))
 
 
-@shared_task(name="jobs.tasks.release_overdue", acks_late=True)
+@periodic()
 def release_overdue() -> None:
     registry.release_overdue()
 
 
-@shared_task(name="jobs.tasks.hold_pins", acks_late=True, time_limit=TIME_LIMIT)
+@periodic(time_limit=TIME_LIMIT)
 def hold_pins() -> None:
     registry.hold_pins()
 
@@ -115,7 +136,7 @@ def work_out_comparison(first: str, second: str) -> None:
     registry.work_out_comparison(UUID(first), UUID(second))
 
 
-@shared_task(name="jobs.tasks.verify_audit", acks_late=True)
+@periodic()
 def verify_audit() -> None:
     for problem in verification.verify():
         log.critical("the audit chain is broken: %s", problem)
@@ -126,18 +147,18 @@ def deliver_webhook(delivery_id: str) -> None:
     webhooks.deliver(UUID(delivery_id))
 
 
-@shared_task(name="jobs.tasks.deliver_webhooks", acks_late=True)
+@periodic()
 def deliver_webhooks() -> None:
     webhooks.deliver_due()
 
 
-@shared_task(name="jobs.tasks.tend_usage", acks_late=True)
+@periodic()
 def tend_usage() -> None:
     ledger.close_lost()
     ledger.sum_up()
 
 
-@shared_task(name="jobs.tasks.forget_usage", acks_late=True)
+@periodic()
 def forget_usage() -> None:
     ledger.forget(timedelta(days=settings.LORAYARD.usage_retention_days))
 
@@ -147,7 +168,7 @@ def run_merge(merge_id: str) -> None:
     merges.run_merge(UUID(merge_id))
 
 
-@shared_task(name="jobs.tasks.tend_merges", acks_late=True)
+@periodic()
 def tend_merges() -> None:
     merges.resume_merges()
     merges.expire_merges()

@@ -17,7 +17,7 @@ from psycopg import sql
 from tenants.isolation import EVERY, SETTING
 
 POLICY = "tenants_in_scope"
-SHARED = {"registry.basemodel", "registry.blob", "audit.checkpoint"}  # shapes, digests, signatures: no tenant's
+SHARED = {"registry.basemodel", "registry.blob", "audit.checkpoint", "jobs.tick"}  # shapes, digests, signatures, times
 KEYED_BY_TENANT = {"tenants.tenant", "audit.chain"}  # their id is a tenant's
 RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 LESSER_RIGHTS = {
@@ -26,6 +26,7 @@ LESSER_RIGHTS = {
     "audit.checkpoint": "SELECT",
     "audit.leaf": "SELECT",
     "audit.segment": "SELECT",
+    "jobs.tick": "SELECT",
 }
 
 DIRECT = f"""(SELECT current_setting('{SETTING}', true) = '{EVERY}') OR {{column}}::text = ANY (
