@@ -27,6 +27,7 @@ def told(tmp_path: Path, tiny_base_model: Path) -> dict[str, str]:
     }
 
 
+COMPONENTS = ("database", "redis", "engine", "periodic")
 KINDS = {
     "up": "manage.py up",
     "postgres": "bin/postgres -D",
@@ -122,7 +123,13 @@ def test_it_starts_survives_kills_and_leaves_nothing_behind(told: dict[str, str]
 
     with Up(told, tmp_path / "up.log") as up:
         up.ready()
-        assert httpx.get(f"{url}/readyz", timeout=60).json().keys() == {"status", "database", "redis", "engine"}
+        assert httpx.get(f"{url}/readyz", timeout=60).json().keys() >= {
+            "status",
+            "database",
+            "redis",
+            "engine",
+            "periodic",
+        }
         wait_for(lambda: down(url) == [], 60, "all answering in time")
 
         credentials = json.loads((home / "credentials.json").read_text())
@@ -191,4 +198,4 @@ def down(url: str) -> list[str]:
         states = httpx.get(f"{url}/readyz", timeout=60).json()
     except httpx.TransportError:
         return ["web"]
-    return [name for name in ("database", "redis", "engine") if states[name] != "ok"]
+    return [name for name in COMPONENTS if states[name] != "ok"]
