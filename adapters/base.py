@@ -24,7 +24,7 @@ class BaseSpec:
     input embedding's. Of a mixture, `experts` maps every parameter that holds its experts' matrices, those of one
     module together and in its order; `routers` every module that chooses experts by a weight of its own to that
     weight's shape; `fused` what target_modules may still call by its older name to the parameter that PEFT takes it
-    for.
+    for; `moved` expressions for parts of modules' older names to what those are now.
     """
 
     architecture: str
@@ -39,6 +39,7 @@ class BaseSpec:
     experts: Mapping[str, Experts] = field(default_factory=dict)
     routers: Shapes = field(default_factory=dict)
     fused: Mapping[str, str] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
@@ -67,6 +68,7 @@ class BaseSpec:
             "experts": {name: {**asdict(e), "parts": list(e.parts)} for name, e in self.experts.items()},
             "routers": {name: list(shape) for name, shape in self.routers.items()},
             "fused": dict(self.fused),
+            "moved": dict(self.moved),
         }
 
     @classmethod
@@ -112,6 +114,7 @@ def specify(model: Any) -> BaseSpec:
         experts=mixtures.experts(model),
         routers=mixtures.routers(model),
         fused=mixtures.fused(model),
+        moved=mixtures.moved(model),
     )
 
 

@@ -27,7 +27,7 @@ from adapters.base import BaseSpec
 from adapters.errors import printable
 from adapters.files import CONFIG, WEIGHTS
 from adapters.header import Header, Tensor, read_header
-from adapters.limits import MIB
+from adapters.limits import DEFAULT, MIB
 from adapters.peft import ExpertPairs, Layout, LoraPair, layout, read_config
 
 Matrix = NDArray[Any]
@@ -68,7 +68,7 @@ class Adapter:
 
     def __init__(self, folder: Path, base: BaseSpec) -> None:
         self.config = strictjson.loads((folder / CONFIG).read_bytes())
-        self.header: Header = read_header(folder / WEIGHTS)
+        self.header: Header = read_header(folder / WEIGHTS, DEFAULT.within(base))
         self.layout: Layout = layout(read_config(folder / CONFIG), self.header, base)
         plain = (*self.layout.linears, *self.layout.embeddings, *self.layout.routers)
         self.pairs: dict[str, Pair] = {pair.module: pair for pair in plain}

@@ -105,7 +105,10 @@ def _length(prefix: bytes, size: int, limits: Limits) -> int:
         raise _malformed(f"the file has only {size} bytes", rule="truncated")
     length = int.from_bytes(prefix[:_LENGTH_BYTES], "little")
     if length > limits.header:
-        raise _malformed(f"it claims {length} bytes, more than the {limits.header} allowed", rule="header-too-large")
+        message = f"The header of {WEIGHTS} claims {length} bytes, and no adapter of this base model needs so many."
+        raise Rejected.because(
+            "header-too-large", message, expected=f"at most {limits.header} bytes", found=str(length)
+        )
     if length > size - _LENGTH_BYTES:
         raise _malformed(f"it claims {length} bytes and the file ends before that", rule="truncated")
     return length

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adapters.base import BaseSpec
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+ENTRY = 256  # bytes of a tensor's entry in a header besides its module's name
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,19 @@ class Limits:
     pattern_length: int = 4_096
     pattern_steps: int = 4_000_000
     saved: int = 64
+
+    def within(self, base: BaseSpec) -> Limits:
+        """The same with a header as long as that of any adapter of `base` may be, if that is longer.
+
+        Of a module there are A, B, a magnitude or a bias, and the base's own two parameters; of a mixture's experts A
+        and B of each, if they lie apart. An entry is a name, three numbers' brackets and four numbers.
+        """
+        modules = (*base.linears, *base.embeddings, *base.routers)
+        experts = sum(2 + 2 * each.experts * len(each.parts) for each in base.experts.values())
+        tensors = 5 * len(modules) + len(base.vectors) + experts
+        longest = max(map(len, (*modules, *base.vectors, *base.experts)), default=0)
+        header = tensors * (longest + ENTRY)
+        return replace(self, tensors=max(self.tensors, tensors), header=max(self.header, header))
 
 
 DEFAULT = Limits()

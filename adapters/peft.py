@@ -6,6 +6,7 @@ match and serve the rest; here that is a refusal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
@@ -110,7 +111,7 @@ def layout(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = 
         rule = "pattern-too-costly" if isinstance(error, TooCostly) else "pattern"
         message = f"A module pattern in {CONFIG} isn't taken: {error}; use plain module names."
         raise Rejected.because(rule, message) from error
-    named = {key.module for key in map(parse, header.tensors) if key is not None}
+    named = {key.module for name in header.tensors if (key := _key(name, base)) is not None}
     placed = modules | {
         module: placement
         for parameter, placement in parameters.items()
@@ -159,13 +160,24 @@ def _by_key(header: Header, wanted: Mapping[Key, Wanted], base: BaseSpec, findin
     """The file's tensors; a whole parameter that the base doesn't have is no one's."""
     found = {}
     for name, tensor in header.tensors.items():
-        key = parse(name)
+        key = _key(name, base)
         known = key is not None and (key in wanted or not _is_whole(key) or _parameter(key) in base.parameters)
         if key is None or not known:
             findings.append(foreign(name))
         else:
             found[key] = tensor
     return found
+
+
+def _key(name: str, base: BaseSpec) -> Key | None:
+    """What a tensor is, in the base's own words."""
+    key = parse(name)
+    if key is None:
+        return None
+    module = key.module
+    for older, now in base.moved.items():
+        module = re.sub(older, now, module)
+    return Key(module, key.part)
 
 
 def _unmatched(

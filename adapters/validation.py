@@ -53,6 +53,7 @@ def validate(folder: Path, base: BaseSpec, limits: Limits = DEFAULT) -> Summary:
     Raises Rejected with every finding of the first stage that has any: the folder's entries, then the config and the
     header, then modules and shapes, then the values. Raises OSError where the folder can't be read.
     """
+    limits = limits.within(base)
     size = _check_entries(folder, limits)
     config, header = _read(folder, limits)
     adapter = layout(config, header, base, limits)

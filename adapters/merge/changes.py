@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from adapters.base import BaseSpec
 from adapters.files import CONFIG, WEIGHTS
 from adapters.header import read_header
+from adapters.limits import DEFAULT
 from adapters.merge.checkpoint import FLOATS, Stored
 from adapters.peft import Layout, LoraPair, layout, read_config
 
@@ -34,7 +35,7 @@ class Changes:
     """An adapter's files, open for reading. Raises Rejected unless they fit `base`."""
 
     def __init__(self, folder: Path, base: BaseSpec) -> None:
-        header = read_header(folder / WEIGHTS)
+        header = read_header(folder / WEIGHTS, DEFAULT.within(base))
         self.layout = layout(read_config(folder / CONFIG), header, base)
         self.parameters = _by_parameter(self.layout)
         self._embeddings = frozenset(base.embeddings)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.header import read_header
+from adapters.limits import DEFAULT
 from adapters.manifest import Turn
 from adapters.peft import ExpertPairs, Layout, LoraPair, layout, read_config
 from inference.lora import dora
@@ -110,7 +111,7 @@ def read(
     base, TooLarge before it takes more than `largest` bytes.
     """
     file = folder / "adapter_model.safetensors"
-    plan = layout(read_config(folder / "adapter_config.json"), read_header(file), base)
+    plan = layout(read_config(folder / "adapter_config.json"), read_header(file, DEFAULT.within(base)), base)
     with safe_open(file, framework="pt") as tensors, torch.inference_mode():
         return _packed(_Reader(tensors.get_tensor, frozen, turn).read(plan, base), device, pinned, largest, turn)
 

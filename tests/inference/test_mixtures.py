@@ -1,8 +1,12 @@
 """Adapters on a mixture's experts and routers: tokens and logits are PEFT's for each request alone, in float32."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.inference.conftest import MIXTURES
 from tests.inference.test_variants import compare
@@ -43,3 +47,52 @@ def test_experts_and_routers_in_one_batch_with_other_rows_answer_as_peft_does(wo
     adapters = made(workshop, base, variants(architecture))
     driver = compare(workshop, base, adapters)
     assert max(driver.engine.steps_by_adapters) == len(adapters), "no step held rows of all adapters"
+
+
+def apart(base: Any, folder: Path, config: dict[str, Any]) -> Path:
+    """An adapter as PEFT wrote it when every expert had linears of its own."""
+    folder.mkdir()
+    random, tensors = torch.Generator().manual_seed(7), {}
+    names = ("w1", "w3", "w2") if base.folder.name == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    block = "block_sparse_moe" if base.folder.name == "mixtral" else "mlp"
+    for index, layer in enumerate(base.oracle(None).model.layers):
+        experts, both, hidden = layer.mlp.experts.gate_up_proj.shape
+        shapes = {name: (both // 2, hidden) for name in names[:2]} | {names[2]: (hidden, both // 2)}
+        sides = {f"{block}.experts.{e}.{name}": shape for e in range(experts) for name, shape in shapes.items()}
+        sides |= {"self_attn.q_proj": (hidden, hidden), f"{block}.gate": (experts, hidden)}
+        for module, (outputs, inputs) in sides.items():
+            name = f"base_model.model.model.layers.{index}.{module}"
+            trained = index in config.get("layers_to_transform", (0, 1, 2))
+            if trained and module.rpartition(".")[2] in config["target_modules"]:
+                tensors[f"{name}.lora_A.weight"] = 0.1 * torch.randn(config["r"], inputs, generator=random)
+                tensors[f"{name}.lora_B.weight"] = 0.1 * torch.randn(outputs, config["r"], generator=random)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM"} | config))
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "olmoe"])
+def test_what_was_trained_when_experts_were_linears_of_their_own_is_read_as_peft_reads_it(
+    workshop: Any, architecture: str, tmp_path: Path
+) -> None:
+    base = workshop.base(architecture)
+    own = ["w1", "w2", "w3"] if architecture == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
+    configs: dict[str, dict[str, Any]] = {
+        "apart": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", *own]},
+        "apart-router": {"r": 3, "lora_alpha": 8, "target_modules": [*own, "gate"], "use_rslora": True},
+        "apart-down": {"r": 2, "lora_alpha": 8, "target_modules": own[1:2] if architecture == "mixtral" else own[2:]},
+        "apart-layer": {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", *own], "layers_to_transform": [1]},
+    }
+    adapters = {name: apart(base, tmp_path / name, config) for name, config in configs.items()}
+    compare(workshop, base, adapters)
+
+
+def test_dropout_changes_nothing_once_training_is_over(workshop: Any, tmp_path: Path) -> None:
+    """PEFT itself takes pairs of separate experts with a dropout only when that is set to nothing."""
+    base = workshop.base("qwen3_moe")
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
+    adapters = {"with": apart(base, tmp_path / "with", {**config, "lora_dropout": 0.1})}
+    without = apart(base, tmp_path / "without", config)
+    prompt = workshop.prompt(9)
+    driver = workshop.engine(base, adapters)
+    assert [driver.answer(prompt, "with")] == base.answers(without, [prompt], 8)
