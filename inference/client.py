@@ -60,7 +60,9 @@ class Sampling:
     """How to draw tokens. temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off.
 
     logprobs: None for none, else of the chosen token and of its `logprobs` best rivals. forced: token ids that the
-    answer begins with whatever the model would say, so that logprobs tell how likely they are.
+    answer begins with whatever the model would say, so that logprobs tell how likely they are. stop_token_ids: end the
+    answer beside the model's own. min_tokens: before so many nothing but max_tokens ends it. include_stop: what stopped
+    it is part of its text. show_special: special tokens are text like others. bad_words: never said.
     """
 
     max_tokens: int
@@ -75,6 +77,12 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     forced: Sequence[int] = ()
+    stop_token_ids: Sequence[int] = ()
+    min_tokens: int = 0
+    include_stop: bool = False
+    show_special: bool = False
+    repetition_penalty: float = 1.0
+    bad_words: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +316,12 @@ def _request(generation: Generation) -> pb.GenerateRequest:
             ignore_eos=sampling.ignore_eos,
             logprobs=sampling.logprobs,
             forced=sampling.forced,
+            stop_token_ids=sampling.stop_token_ids,
+            min_tokens=sampling.min_tokens,
+            include_stop=sampling.include_stop,
+            show_special=sampling.show_special,
+            repetition_penalty=sampling.repetition_penalty,
+            bad_words=sampling.bad_words,
         ),
         share=generation.share,
         weight=generation.weight,

@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -22,8 +24,9 @@ from inference import engine_pb2_grpc, memory, wire
 from inference.engine.engine import Engine
 from inference.guard import Guard
 from inference.models.attention import UnservedModel
-from inference.models.load import choose_device, choose_dtype, load
+from inference.models.load import Model, choose_device, choose_dtype, load
 from inference.service import Service
+from inference.vocabulary import end_of_turn
 
 log = logging.getLogger("inference.server")
 
@@ -64,8 +67,8 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
     model = await asyncio.to_thread(
         load, arguments.model, device, choose_dtype(arguments.dtype, device), arguments.slots
     )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model).backend_tokenizer
-    service = Service(model, tokenizer, arguments)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    service = Service(ending(model, tokenizer), tokenizer.backend_tokenizer, arguments)
     server = grpc.aio.server(interceptors=[Guard(secret)], options=wire.SERVER_OPTIONS)
     engine_pb2_grpc.add_EngineServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(service, server)
@@ -79,6 +82,12 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
     await asyncio.to_thread(service.stop)
     if broken:
         raise EngineBroken
+
+
+def ending(model: Model, tokenizer: Any) -> Model:
+    """The model, which ends an answer where its tokenizer and its chat template do, too."""
+    own = {tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
+    return replace(model, stops=model.stops | own)
 
 
 def _clear_socket(listen: str) -> None:

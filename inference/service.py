@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -29,7 +29,8 @@ from inference.lora.disk import DiskCache
 from inference.lora.slots import SlotPool
 from inference.lora.source import Loader, Pace
 from inference.models.load import Model
-from inference.text import TextStream, Vocabulary
+from inference.text import TextStream
+from inference.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
     def __init__(self, model: Model, tokenizer: Any, arguments: argparse.Namespace) -> None:
         self._loop = asyncio.get_running_loop()
         self._tokenizer = tokenizer
-        self._vocabulary = Vocabulary(tokenizer)
+        self._vocabulary = Vocabulary.of(tokenizer)
         self._ids = itertools.count()
         self._streams: dict[int, asyncio.Queue[Event]] = {}
         spec, share = model.spec, memory.shares(model, BLOCK, arguments)
@@ -78,7 +79,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateEvent]:
         sequence = self._sequence(request)
         events = self._open(sequence)
-        text, told = TextStream(self._tokenizer, request.sampling.stop), 0  # the engine may be some tokens ahead
+        text, told = self._text(sequence), 0  # the engine may be some tokens ahead
         try:
             while True:
                 event = await events.get()
@@ -87,7 +88,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
                         yield pb.GenerateEvent(started=_started(sequence))
                     case Token():
                         told += 1
-                        yield pb.GenerateEvent(delta=self._delta(text.push(event.token), event))
+                        yield pb.GenerateEvent(delta=self._delta(text, event))
                         if text.stopped:
                             yield _finished(sequence, "stop", told)
                             return
@@ -176,6 +177,12 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             ignore_eos=asked.ignore_eos,
             logprobs=asked.logprobs if asked.HasField("logprobs") else None,
             forced=tuple(asked.forced),
+            stop_token_ids=tuple(asked.stop_token_ids),
+            min_tokens=asked.min_tokens,
+            include_stop=asked.include_stop,
+            show_special=asked.show_special,
+            repetition_penalty=asked.repetition_penalty or 1.0,
+            bad_words=tuple(asked.bad_words),
         )
         prompt = list(request.prompt)
         self._scheduler.admissible(prompt, sampling)
@@ -189,6 +196,30 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             request.salt,
             request.priority,
             time.monotonic() + request.start_within if request.start_within else math.inf,
+            bad_words=list(self._bad_words(sampling.bad_words)),
+        )
+
+    def _bad_words(self, words: Iterable[str]) -> Iterator[list[int]]:
+        """Each word's tokens, at the beginning of a text and, where it is other tokens there, after a space."""
+        for word in words:
+            bare, spaced = (self._encode(space + word.lstrip()) for space in ("", " "))
+            if bare:
+                yield bare
+            if bare and len(spaced) == len(bare) and spaced[0] != bare[0]:
+                yield spaced
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _text(self, sequence: Sequence) -> TextStream:
+        asked = sequence.sampling
+        return TextStream(
+            self._tokenizer,
+            asked.stop,
+            sequence.prompt,
+            include_stop=asked.include_stop,
+            skip_special=not asked.show_special,
+            min_tokens=asked.min_tokens,
         )
 
     def _open(self, sequence: Sequence) -> asyncio.Queue[Event]:
@@ -233,17 +264,21 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         finally:
             self._close(sequence)
 
-    def _delta(self, text: str, event: Token) -> pb.Delta:
-        logprobs = [] if event.logprobs is None else [self._position(event.logprobs)]
-        return pb.Delta(text=text, tokens=[event.token], logprobs=logprobs)
+    def _delta(self, text: TextStream, event: Token) -> pb.Delta:
+        """A token that ends the answer is none of its text, unless the request says so."""
+        sequence = event.sequence
+        shown = sequence.sampling.include_stop or event.token not in sequence.ends
+        logprobs = [] if event.logprobs is None else [self._position(event.logprobs, text, shown=shown)]
+        return pb.Delta(text=text.push(event.token, shown=shown), tokens=[event.token], logprobs=logprobs)
 
-    def _position(self, logprobs: Logprobs) -> pb.PositionLogprobs:
-        return pb.PositionLogprobs(chosen=self._logprob(logprobs.chosen), top=map(self._logprob, logprobs.top))
+    def _position(self, logprobs: Logprobs, text: TextStream, *, shown: bool) -> pb.PositionLogprobs:
+        names = self._vocabulary.names([token for token, _ in (logprobs.chosen, *logprobs.top)], text.before)
 
-    def _logprob(self, pair: tuple[int, float]) -> pb.TokenLogprob:
-        token, logprob = pair
-        vocabulary = self._vocabulary
-        return pb.TokenLogprob(token=token, text=vocabulary.text(token), raw=vocabulary.raw(token), logprob=logprob)
+        def told(pair: tuple[int, float], *, shown: bool = True) -> pb.TokenLogprob:
+            token, logprob = pair
+            return pb.TokenLogprob(token=token, text=names[token], raw=text.raw(token, shown=shown), logprob=logprob)
+
+        return pb.PositionLogprobs(chosen=told(logprobs.chosen, shown=shown), top=map(told, logprobs.top))
 
     def _stats(self) -> pb.StatsReply:
         engine, scheduler = self.engine, self._scheduler

@@ -21,12 +21,12 @@ def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
     """logits: [sequences, vocabulary]; one token for each."""
     logits = logits.float()
     logprobs = _logprobs(logits, sequences)
-    penalised = _penalise(logits, sequences)
-    tokens = penalised.argmax(dim=-1)
+    adjusted = _adjust(logits, sequences)
+    tokens = adjusted.argmax(dim=-1)
     drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
     if drawn:
         at = put(np.array(drawn), logits.device)
-        tokens[at] = _draw(penalised[at], [sequences[row] for row in drawn])
+        tokens[at] = _draw(adjusted[at], [sequences[row] for row in drawn])
     told, finite = torch.stack([tokens, torch.isfinite(logits.sum(dim=-1)).long()]).tolist()
     chosen = [
         token if sequence.forced is None else sequence.forced for token, sequence in zip(told, sequences, strict=True)
@@ -37,20 +37,47 @@ def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
     ]
 
 
-def _penalise(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
-    """OpenAI's presence and frequency penalties, over what the sequence has generated."""
-    rows = [r for r, s in enumerate(sequences) if s.sampling.presence_penalty or s.sampling.frequency_penalty]
+def _adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
+    """As vLLM does: what may not be next is barred; what was said is penalised, in the prompt too for repetition."""
+    rows = [row for row, sequence in enumerate(sequences) if _asks(sequence)]
     if not rows:
         return logits
     logits = logits.clone()
     for row in rows:
-        counts = Counter(sequences[row].output)
-        if counts:
-            at = put(np.array(list(counts)), logits.device)
-            times = put(np.array(list(counts.values()), np.float32), logits.device)
-            sampling = sequences[row].sampling
-            logits[row, at] -= sampling.presence_penalty + sampling.frequency_penalty * times
+        _bar(logits[row], sequences[row])
+        _penalise_repetition(logits[row], sequences[row])
+        _penalise(logits[row], sequences[row])
     return logits
+
+
+def _asks(sequence: Sequence) -> bool:
+    sampling = sequence.sampling
+    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
+    return bool(penalties or sequence.bad_words or sequence.generated < sampling.min_tokens)
+
+
+def _bar(logits: Tensor, sequence: Sequence) -> None:
+    barred = [token for token in sequence.barred if token < logits.shape[-1]]
+    if barred:
+        logits[put(np.array(barred), logits.device)] = -torch.inf
+
+
+def _penalise_repetition(logits: Tensor, sequence: Sequence) -> None:
+    """Of Keskar et al. (CTRL, 2019)."""
+    penalty = sequence.sampling.repetition_penalty
+    if penalty != 1:
+        at = put(np.unique(np.array(sequence.tokens)), logits.device)
+        logits[at] = torch.where(logits[at] > 0, logits[at] / penalty, logits[at] * penalty)
+
+
+def _penalise(logits: Tensor, sequence: Sequence) -> None:
+    """OpenAI's presence and frequency penalties, over what the sequence has generated."""
+    sampling = sequence.sampling
+    counts = Counter(sequence.output) if sampling.presence_penalty or sampling.frequency_penalty else Counter()
+    if counts:
+        at = put(np.array(list(counts)), logits.device)
+        times = put(np.array(list(counts.values()), np.float32), logits.device)
+        logits[at] -= sampling.presence_penalty + sampling.frequency_penalty * times
 
 
 def _draw(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:

@@ -147,6 +147,9 @@ class Scheduler:
             raise InvalidRequest(f"Token ids lie between 0 and {self.limits.vocabulary - 1}.", param="prompt")
         if sampling.forced and max(sampling.forced) >= self.limits.vocabulary:
             raise InvalidRequest(f"Token ids lie between 0 and {self.limits.vocabulary - 1}.", param="forced")
+        if max(sampling.stop_token_ids, default=0) >= self.limits.vocabulary:
+            message = f"'stop_token_ids' lie between 0 and {self.limits.vocabulary - 1}."
+            raise InvalidRequest(message, param="stop_token_ids")
         if sampling.max_tokens < 1:
             raise InvalidRequest("max_tokens must be at least 1.", param="max_tokens")
         if len(prompt) + sampling.max_tokens > self.context:
@@ -154,6 +157,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, or fail it at once if the queue is full."""
+        own = frozenset() if sequence.sampling.ignore_eos else self._stops
+        sequence.ends = own | frozenset(sequence.sampling.stop_token_ids)
         full = len(self.queue) >= self.limits.waiting
         if full or self.queue.waiting_of(sequence.share) >= self.limits.waiting_per_share:
             self.events.append(Ended(sequence, "failed", EngineBusy()))
@@ -309,7 +314,7 @@ class Scheduler:
         sequence.tokens.append(sampled.token)
         self.queue.charge(sequence, OUTPUT_COST)
         self.events.append(Token(sequence, sampled.token, sampled.logprobs))
-        if sampled.token in self._stops and not sequence.sampling.ignore_eos:
+        if sequence.ended_by(sampled.token):
             self._end(sequence, "stop")
         elif not sequence.left:
             self._end(sequence, "length")

@@ -24,6 +24,8 @@ class Sequence:
     salt: str = ""
     priority: int = 0  # within its share, smaller goes first
     start_by: float = math.inf  # on the engine's clock; not admitted by then, it fails
+    ends: frozenset[int] = frozenset()  # the tokens that end it
+    bad_words: Seq[Seq[int]] = ()  # runs of tokens that it never says
     tokens: list[int] = field(init=False)
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
@@ -63,6 +65,17 @@ class Sequence:
     @property
     def output(self) -> list[int]:
         return self.tokens[len(self.prompt) :]
+
+    @property
+    def barred(self) -> set[int]:
+        """The tokens that can't be next: the last of a bad word, and an end before min_tokens."""
+        answer = self.output if self.bad_words else []
+        words = [word for word in self.bad_words if answer[len(answer) - len(word) + 1 :] == list(word[:-1])]
+        early = self.ends if self.generated < self.sampling.min_tokens else ()
+        return {word[-1] for word in words} | {*early}
+
+    def ended_by(self, token: int) -> bool:
+        return token in self.ends and self.generated >= self.sampling.min_tokens
 
     def hashes(self, count: int, size: int) -> list[bytes]:
         """The hashes of its first `count` full blocks of `size` tokens."""

@@ -54,13 +54,12 @@ class Shape:
         return bool(self.asked.stream_options and self.asked.stream_options.include_usage)
 
     async def chunks(self, run: Run) -> AsyncIterator[bytes]:
-        unfinished, said = self.choices, [0] * self.choices
+        unfinished, places = self.choices, [logprobs.Place() for _ in range(self.choices)]
         async for index, event in run.events():
             if isinstance(event, Delta):
                 if event.text or event.logprobs:
-                    choice = self._choice(index, event.text, event.logprobs, said[index])
+                    choice = self._choice(index, event.text, event.logprobs, places[index])
                     yield self._chunk(choice, **so_far(run, index, self.asked))
-                said[index] += len(event.text)
                 continue
             unfinished -= 1
             last = so_far(run, index, self.asked)
@@ -91,9 +90,9 @@ class Shape:
         index: int,
         text: str,
         positions: Sequence[PositionLogprobs] = (),
-        offset: int = 0,
+        place: logprobs.Place | None = None,
         reason: str | None = None,
     ) -> dict[str, Any]:
         wanted = positions and self.asked.logprobs is not None
-        told = logprobs.legacy(positions, self.asked.logprobs or 0, offset) if wanted else None
+        told = logprobs.legacy(positions, self.asked.logprobs or 0, place or logprobs.Place()) if wanted else None
         return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}

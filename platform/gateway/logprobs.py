@@ -1,5 +1,6 @@
 """Knows the three ways in which OpenAI writes logprobs down."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,12 +17,22 @@ def content(positions: Iterable[PositionLogprobs], count: int) -> list[dict[str,
     ]
 
 
-def legacy(positions: Sequence[PositionLogprobs], count: int, offset: int) -> dict[str, Any]:
-    """Of /v1/completions: four parallel lists. offset: characters of the answer before the first of them."""
-    offsets = []
-    for position in positions:
-        offsets.append(offset)
-        offset += len(position.chosen.text)
+class Place:
+    """How far an answer is, in characters. A token that ends half-way in one begins no other."""
+
+    def __init__(self) -> None:
+        self._characters = 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def pass_by(self, token: TokenLogprob) -> int:
+        """Where the token begins."""
+        begins = self._characters
+        self._characters += len(self._decoder.decode(token.raw))
+        return begins
+
+
+def legacy(positions: Sequence[PositionLogprobs], count: int, place: Place) -> dict[str, Any]:
+    """Of /v1/completions: four parallel lists. place: of the first of them, moved on to the end of the last."""
     return {
         "tokens": [position.chosen.text for position in positions],
         "token_logprobs": [_finite(position.chosen.logprob) for position in positions],
@@ -29,7 +40,7 @@ def legacy(positions: Sequence[PositionLogprobs], count: int, offset: int) -> di
             {token.text: _finite(token.logprob) for token in (*best(position, count), position.chosen)}
             for position in positions
         ],
-        "text_offset": offsets,
+        "text_offset": [place.pass_by(position.chosen) for position in positions],
     }
 
 

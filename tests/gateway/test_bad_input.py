@@ -126,6 +126,19 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
     ("chat/completions", {**CHAT, "chat_template": "{{ 7 * 7 }}"}, "chat_template"),
     ("chat/completions", {**CHAT, "cache_salt": "mine"}, "cache_salt"),
+    ("chat/completions", {**CHAT, "stop_token_ids": [10**6]}, "stop_token_ids"),
+    ("chat/completions", {**CHAT, "stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ("chat/completions", {**CHAT, "min_tokens": 4, "max_tokens": 3}, "min_tokens"),
+    ("chat/completions", {**CHAT, "min_tokens": -1}, "min_tokens"),
+    ("chat/completions", {**CHAT, "repetition_penalty": 0}, "repetition_penalty"),
+    ("chat/completions", {**CHAT, "bad_words": [""]}, "bad_words[0]"),
+    ("chat/completions", {**CHAT, "bad_words": ["x"] * 1000}, "bad_words"),
+    ("chat/completions", {**CHAT, "use_beam_search": True}, "use_beam_search"),
+    ("chat/completions", {**CHAT, "allowed_token_ids": [1]}, "allowed_token_ids"),
+    ("chat/completions", {**CHAT, "guided_regex": "a+"}, "guided_regex"),
+    ("chat/completions", {**CHAT, "add_generation_prompt": False}, "add_generation_prompt"),
+    ("completions", {**COMPLETION, "min_tokens": 17}, "min_tokens"),
+    ("completions", {**COMPLETION, "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
     ("chat/completions", {**CHAT, "model": 3}, "model"),
     ("chat/completions", {"messages": HELLO}, "model"),
     ("completions", {**COMPLETION, "prompt": []}, "prompt"),
@@ -231,3 +244,25 @@ def test_what_asks_for_nothing_is_accepted(buyer: Customer) -> None:
         },
     )
     assert answer.status_code == 200
+
+
+def test_what_vllm_s_clients_send_without_asking_for_anything_is_accepted(buyer: Customer) -> None:
+    body: dict[str, Any] = {
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "early_stopping": False,
+        "stop_token_ids": [],
+        "min_tokens": 0,
+        "include_stop_str_in_output": False,
+        "skip_special_tokens": True,
+        "spaces_between_special_tokens": True,
+        "repetition_penalty": 1,
+        "bad_words": [],
+        "priority": 0,
+        "detokenize": True,
+        **dict.fromkeys(("best_of", "truncate_prompt_tokens", "allowed_token_ids", "logits_processors", "guided_json")),
+        **dict.fromkeys(("guided_regex", "guided_choice", "guided_grammar", "prompt_logprobs", "structured_outputs")),
+    }
+    for path, question in (("chat/completions", CHAT), ("completions", COMPLETION)):
+        answer = buyer.request("POST", f"/v1/{path}", json={**question, **body, "max_tokens": 2})
+        assert answer.status_code == 200, answer.text

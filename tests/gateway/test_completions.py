@@ -15,6 +15,33 @@ def test_a_text_its_tokens_and_a_stream_of_either_say_the_same(buyer: Customer) 
     assert "".join(chunk.choices[0].text for chunk in ask(buyer, "hello", stream=True)) == text
 
 
+def test_no_token_of_the_logprobs_is_lost_and_their_bytes_are_the_answer_s(buyer: Customer) -> None:
+    asked = {"model": "support", "temperature": 1.5, "seed": 3, "max_tokens": 40, "ignore_eos": True}
+    body = {**asked, "prompt": "x", "logprobs": 20}
+    told = buyer.request("POST", "/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    assert {len(place) for place in told["top_logprobs"]} <= {20, 21}
+    assert any(token.startswith("bytes:\\x") for token in told["tokens"])
+    body = {**asked, "messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 20}
+    (choice,) = buyer.request("POST", "/v1/chat/completions", json=body).json()["choices"]
+    places = choice["logprobs"]["content"]
+    assert {len({rival["token"] for rival in place["top_logprobs"]}) for place in places} == {20}
+    said = b"".join(bytes(place["bytes"]) for place in places)
+    assert said.decode(errors="replace") == choice["message"]["content"]
+
+
+def test_what_vllm_s_users_ask_for_is_served(buyer: Customer) -> None:
+    plain = ask(buyer, "hello", max_tokens=12, extra_body={"ignore_eos": True})
+    least = ask(buyer, "hello", max_tokens=12, extra_body={"min_tokens": 12})
+    assert least.usage.completion_tokens == 12
+    first = plain.choices[0].text[0]
+    stopped = ask(buyer, "hello", stop=[first])
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+    included = ask(buyer, "hello", stop=[first], extra_body={"include_stop_str_in_output": True})
+    assert included.choices[0].text == first
+    other = ask(buyer, "hello", max_tokens=12, extra_body={"repetition_penalty": 50.0, "ignore_eos": True})
+    assert other.choices[0].text != plain.choices[0].text
+
+
 def test_several_prompts_are_answered_in_order(buyer: Customer) -> None:
     alone = [ask(buyer, prompt).choices[0].text for prompt in ("one", "two", "three")]
     together = ask(buyer, ["one", "two", "three"], n=2)

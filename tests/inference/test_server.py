@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from adapters.store import Store
 from inference import server
@@ -31,6 +33,7 @@ from inference.client import (
     Sampling,
     Started,
 )
+from inference.models.load import load
 
 SECRET = "the-shared-secret"
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -147,6 +150,44 @@ async def test_a_stop_string_ends_the_answer_before_it(client: EngineClient) -> 
     assert shorter == text[: text.index(stop)]
     assert finished.reason == "stop"
     assert finished.completion_tokens < 12
+
+
+async def test_a_stop_token_ends_the_answer_and_is_part_of_it_if_asked_for(client: EngineClient) -> None:
+    g, h, i = (2 + byte - ord("!") for byte in b"GHI")
+    asked = replace(GREEDY, forced=(g, h, i), max_tokens=3, stop_token_ids=(h,), logprobs=0)
+    text, finished = await answer(client, request("abc", sampling=asked))
+    assert (text, finished.reason, finished.completion_tokens) == ("G", "stop", 2)
+    assert (await answer(client, request("abc", sampling=replace(asked, include_stop=True))))[0] == "GH"
+    assert (await answer(client, request("abc", sampling=replace(asked, min_tokens=3))))[0].startswith("G")
+    events = [event async for event in client.generate(request("abc", sampling=asked))]
+    told = [place.chosen for event in events if isinstance(event, Delta) for place in event.logprobs]
+    assert [(token.text, token.raw) for token in told] == [("G", b"G"), ("H", b"")]
+
+
+async def test_a_bad_word_is_never_said(client: EngineClient) -> None:
+    text, _ = await answer(client, request("abc"))
+    word = next(character for character in text if character.isascii() and character.isprintable())
+    other, _ = await answer(client, request("abc", sampling=replace(GREEDY, bad_words=(word,))))
+    assert word not in other
+
+
+async def test_special_tokens_are_shown_if_asked_for(client: EngineClient) -> None:
+    hidden = replace(GREEDY, forced=(40, 1, 41), max_tokens=3)
+    assert "<|start|>" not in (await answer(client, request("abc", sampling=hidden)))[0]
+    assert "<|start|>" in (await answer(client, request("abc", sampling=replace(hidden, show_special=True))))[0]
+    stopped, finished = await answer(client, request("abc", sampling=replace(hidden, stop=("<|start|>",))))
+    assert (len(stopped), finished.reason, finished.completion_tokens) == (1, "stop", 2)
+
+
+def test_answers_end_where_the_model_its_tokenizer_or_its_template_says(tiny_base_model: Path, tmp_path: Path) -> None:
+    make: Any = AutoTokenizer
+    tokenizer = make.from_pretrained(tiny_base_model)
+    tokenizer.add_tokens(["<turn>"])
+    tokenizer.eos_token = "<|start|>"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}<turn>\n{% endfor %}"
+    model = load(str(tiny_base_model), torch.device("cpu"), torch.float32, 1)
+    ends = server.ending(model, tokenizer).stops
+    assert ends == {*tokenizer.convert_tokens_to_ids(["<|end|>", "<|start|>", "<turn>"])}
 
 
 async def test_a_seed_repeats_an_answer(client: EngineClient) -> None:

@@ -94,10 +94,20 @@ class ChatRequest(Request):
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **Request.neutral,
+        "add_generation_prompt": (True,),
+        "add_special_tokens": (False,),
         "audio": (),
+        "best_of": (1,),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "continue_final_message": (False,),
+        "documents": ([],),
+        "echo": (False,),
         "function_call": ("none", "auto"),
         "functions": ([],),
+        "include_reasoning": (True,),
         "logit_bias": ({},),
+        "mm_processor_kwargs": ({},),
         "modalities": (["text"],),
         "prediction": (),
         "reasoning_effort": ("none",),
@@ -135,7 +145,8 @@ class ChatRequest(Request):
             raise BadRequest(both, param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise BadRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
-        if self.forced_answer is not None and (not self.logprobs or self.limit or self.stop or self.choices > 1):
-            conflict = "'forced_answer' needs 'logprobs', and goes with neither a limit, 'stop' nor 'n'."
+        ends = self.limit or self.stop or self.stop_token_ids
+        if self.forced_answer is not None and (not self.logprobs or ends or self.choices > 1):
+            conflict = "'forced_answer' needs 'logprobs', and goes with neither a limit, stops nor 'n'."
             raise BadRequest(conflict, param="forced_answer")
         check_stream_options(self.stream, self.stream_options)

@@ -8,11 +8,11 @@ from pydantic import Discriminator, Field, Tag
 from gateway.errors import BadRequest
 from gateway.schemas.refusals import TAG
 from gateway.schemas.request import (
-    HUGE,
     MAX_CHOICES,
     MAX_LOGPROBS,
     Request,
     StreamOptions,
+    Token,
     Tokens,
     check_stream_options,
 )
@@ -29,7 +29,6 @@ def _prompt_kind(value: Any) -> str:
     return f"{TAG}texts"
 
 
-Token = Annotated[int, Field(ge=0, le=HUGE)]
 TokenList = Annotated[list[Token], Field(min_length=1)]
 Prompt = Annotated[
     Annotated[str, Tag(f"{TAG}text")]
@@ -44,8 +43,11 @@ class CompletionRequest(Request):
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **Request.neutral,
         "best_of": (1,),
+        "add_special_tokens": (True,),
         "echo": (False,),
         "logit_bias": ({},),
+        "prompt_embeds": (),
+        "response_format": ({"type": "text"},),
         "suffix": ("",),
     }
 

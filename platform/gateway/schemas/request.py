@@ -13,10 +13,13 @@ from inference.client import Sampling
 MAX_CHOICES = 64  # sequences that one request may start
 MAX_MESSAGES = 4096
 MAX_STOPS = 16
+MAX_STOP_TOKENS = 128
+MAX_BAD_WORDS = 128
 MAX_LOGPROBS = 20
 HUGE = 2**31 - 1
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+Token = Annotated[int, Field(ge=0, le=HUGE)]
 Tokens = Annotated[int, Field(ge=1, le=HUGE)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -39,6 +42,34 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
+# What vLLM's clients send beside what is served, and the values that ask for nothing.
+VLLM: Mapping[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
+    "cache_salt": (),
+    "detokenize": (True,),
+    "early_stopping": (False,),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1.0, 1),
+    "logits_processors": ([],),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "structural_tag": (),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+}
+
+
 class Request(Schema):
     """What the endpoints share. harmless: dropped whatever it says. neutral: dropped where it says one of these."""
 
@@ -59,6 +90,7 @@ class Request(Schema):
         "prompt_cache_options": ({},),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
+        **VLLM,
     }
 
     content: ClassVar[str]  # the field that holds the prompt
@@ -75,6 +107,12 @@ class Request(Schema):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=HUGE)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
     _user: str = PrivateAttr("")
     _conversation: str = PrivateAttr("")
 
@@ -122,6 +160,8 @@ class Request(Schema):
         except ValidationError as error:
             raise named(error.errors(include_url=False, include_context=False, include_input=False)[0]) from None
         request.check()
+        if (request.min_tokens or 0) > (request.limit or request.default_limit):
+            raise BadRequest("'min_tokens' is more than the answer may have.", param="min_tokens")
         request._user = _told(data, "safety_identifier", "user")
         request._conversation = _told(data, "prompt_cache_key")
         return request
@@ -144,6 +184,12 @@ class Request(Schema):
             frequency_penalty=self.frequency_penalty or 0.0,
             ignore_eos=bool(self.ignore_eos),
             logprobs=self.logprob_count,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            min_tokens=min(self.min_tokens or 0, max_tokens),
+            include_stop=bool(self.include_stop_str_in_output),
+            show_special=self.skip_special_tokens is False,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            bad_words=tuple(self.bad_words or ()),
         )
 
     @classmethod

@@ -69,6 +69,45 @@ def test_penalties_count_what_was_generated_and_not_the_prompt() -> None:
     assert sample(LOGITS, [prompted])[0].token == 1
 
 
+@pytest.mark.parametrize(("penalty", "next_token"), [(1.0, 1), (1.4, 1), (1.6, 2), (0.5, 1)])
+def test_repetition_is_penalised_in_the_prompt_too(penalty: float, next_token: int) -> None:
+    one = Sequence(0, [1], Sampling(9, temperature=0.0, repetition_penalty=penalty))
+    assert sample(LOGITS, [one])[0].token == next_token
+
+
+def test_repetition_makes_an_unlikely_token_less_likely() -> None:
+    one = Sequence(0, [0], Sampling(9, temperature=0.0, repetition_penalty=1.5))
+    assert sample(torch.tensor([[-1.0, -1.2]]), [one])[0].token == 1
+
+
+def test_a_bad_word_is_never_said_whole() -> None:
+    one = sequence(temperature=0.0)
+    one.bad_words = [[1, 2], [3]]
+    assert sample(LOGITS, [one])[0].token == 1
+    one.tokens += [1]
+    assert sample(torch.tensor([[0.0, 1.0, 3.0, 9.0, 2.0]]), [one])[0].token == 4
+
+
+def test_a_bad_word_is_met_in_the_answer_and_not_across_its_beginning() -> None:
+    one = Sequence(0, [1], Sampling(9, temperature=0.0))
+    one.bad_words = [[1, 2]]
+    assert sample(torch.tensor([[0.0, 1.0, 3.0]]), [one])[0].token == 2
+
+
+def test_nothing_that_ends_an_answer_is_drawn_before_its_least() -> None:
+    one = sequence(temperature=0.0, min_tokens=1)
+    one.ends = frozenset({1, 4096})
+    assert sample(LOGITS, [one])[0].token == 2
+    one.tokens += [2]
+    assert sample(LOGITS, [one])[0].token == 1
+
+
+def test_what_one_sequence_may_not_say_its_neighbours_may() -> None:
+    barred, free = sequence(temperature=0.0, repetition_penalty=9.0), sequence(temperature=0.0)
+    barred.bad_words, barred.tokens = [[1]], [0, 2]
+    assert [drawn.token for drawn in sample(LOGITS.repeat(2, 1), [barred, free])] == [2, 1]
+
+
 def test_logprobs_are_of_the_model_and_not_of_the_sampling() -> None:
     one = sequence(temperature=0.0, frequency_penalty=2.0, logprobs=2)
     one.tokens += [1]

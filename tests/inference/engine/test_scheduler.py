@@ -30,6 +30,20 @@ def test_the_stop_token_ends_an_answer_unless_it_is_to_be_ignored(bench: Callabl
     assert len(engine.tokens(ignoring)) == 9
 
 
+def test_a_request_s_own_stop_tokens_end_its_answer_whatever_it_ignores(bench: Callable[..., Any]) -> None:
+    engine = bench()
+    asked = engine.submit(prompt=1, first=10, tokens=9, stop_token_ids=(12,), ignore_eos=True)
+    stranger = engine.submit(prompt=1, first=10, tokens=4, share="b")
+    early = engine.submit(prompt=1, first=10, tokens=9, stop_token_ids=(11, 14), min_tokens=2)
+    engine.finish()
+    assert (engine.tokens(asked), engine.ended(asked).reason) == ([11, 12], "stop")
+    assert engine.tokens(stranger) == [11, 12, 13, 14]
+    assert engine.tokens(early) == [11, 12, 13, 14]
+    with pytest.raises(InvalidRequest) as refused:
+        engine.submit(stop_token_ids=(3000,))
+    assert refused.value.param == "stop_token_ids"
+
+
 def test_two_tenants_adapters_and_the_base_share_a_step(bench: Callable[..., Any]) -> None:
     engine = bench()
     asked = [engine.submit(digest=d, share=s) for d, s in (("x", "acme"), ("y", "globex"), ("", "acme"))]
