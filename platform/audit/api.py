@@ -3,6 +3,7 @@
 It lives here, at the bottom, because every app that serves the management API stands on `audit`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -15,10 +16,10 @@ from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.generics import GenericAPIView
 from rest_framework.pagination import CursorPagination
-from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from audit.parsing import StrictJson, check_pairs, is_storable
 from audit.requests import request_id
 from audit.services import Actor
 
@@ -44,9 +45,22 @@ class Cursor(CursorPagination):
     page_size_query_param = "limit"
     max_page_size = 200
 
+    def get_page_size(self, request: Request) -> int:
+        given = request.query_params.get("limit", str(self.page_size))
+        if not re.fullmatch("[0-9]{1,3}", given) or not 1 <= int(given) <= self.max_page_size:
+            raise serializers.ValidationError({"limit": f"A whole number from 1 to {self.max_page_size}."})
+        return int(given)
+
     def get_ordering(self, request: Any, queryset: Any, view: Any) -> tuple[str, ...]:
         ordering: tuple[str, ...] = view.ordering
         return ordering
+
+    def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
+        parameters: list[dict[str, Any]] = super().get_schema_operation_parameters(view)
+        for parameter in parameters:
+            if parameter["name"] == "limit":
+                parameter["schema"] |= {"minimum": 1, "maximum": self.max_page_size, "default": self.page_size}
+        return parameters
 
     def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[Any] | None:
         try:
@@ -55,12 +69,37 @@ class Cursor(CursorPagination):
             raise NotFound(self.invalid_cursor_message) from error
 
 
-class TenantSchema(AutoSchema):
-    """Tells the OpenAPI page of `?tenant=`, which every management view understands."""
+class Fault(serializers.Serializer[Any]):
+    message = serializers.CharField(help_text="For a person.")
+    type = serializers.CharField()
+    param = serializers.CharField(allow_null=True, help_text="The field at fault, where there is one.")
+    code = serializers.CharField(allow_null=True, help_text="For a program.")
+
+
+class ErrorShape(serializers.Serializer[Any]):
+    """OpenAI's. Some errors tell more beside these fields."""
+
+    error = Fault()
+
+
+class ManagementSchema(AutoSchema):
+    """Tells the OpenAPI page what every management view has: `?tenant=`, and its errors in one shape."""
+
+    ALWAYS = ("400", "401", "403", "404", "406", "429", "503")
+    CHANGING = ("408", "409", "413", "415", "507")
 
     def get_override_parameters(self) -> list[Any]:
         about = "Slug of the tenant that an operator acts for. A tenant's own key needs none."
         return [OpenApiParameter("tenant", str, description=about)]
+
+    def get_operation(self, *args: Any, **kwargs: Any) -> Any:
+        operation: dict[str, Any] | None = super().get_operation(*args, **kwargs)
+        if operation is None:
+            return None
+        of_code: Any = self._get_response_for_code
+        for code in (*self.ALWAYS, *(() if self.method == "GET" else self.CHANGING)):
+            operation["responses"].setdefault(code, of_code(ErrorShape, code, ["application/json"]))
+        return operation
 
 
 class Management(GenericAPIView[M]):
@@ -74,11 +113,18 @@ class Management(GenericAPIView[M]):
     needs_tenant: ClassVar[bool] = True
     ordering: ClassVar[tuple[str, ...]] = ("-created_at",)
     pagination_class = Cursor
-    parser_classes = [JSONParser]
+    parser_classes = [StrictJson]
     metadata_class = None
-    schema = TenantSchema()
+    schema = ManagementSchema()
     tenant: Any = None
     actor: Actor
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Once it is known who asks: no name in the address, nor a query's text, is one that could not be kept."""
+        super().initial(request, *args, **kwargs)
+        check_pairs(request.query_params.lists())
+        if not all(is_storable(value) for value in kwargs.values() if isinstance(value, str)):
+            raise NotFound("There is no such thing here.")
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Response:
         final = super().finalize_response(request, response, *args, **kwargs)

@@ -17,7 +17,9 @@ console: Any = get_asgi_application()
 from channels.routing import URLRouter  # noqa: E402 - apps must be loaded first
 from django.urls import re_path  # noqa: E402
 
+from audit.requests import Utf8Request  # noqa: E402
 from config.bodies import Bounded  # noqa: E402
+from config.failures import Answering  # noqa: E402
 from gateway import lifespan  # noqa: E402
 from gateway.handler import application as data_plane  # noqa: E402
 from gateway.routing import websocket_urlpatterns  # noqa: E402
@@ -48,7 +50,8 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 FILES = ("/v1/uploads/", "/v1/files/")
-control_plane = Bounded(console)
+console.request_class = Utf8Request
+control_plane = Answering(Bounded(console))
 nowhere: Any = _no_such_socket
 sockets = URLRouter([*websocket_urlpatterns, re_path(r"", nowhere)])
 

@@ -9,13 +9,13 @@ from django.urls import reverse
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status
 from rest_framework.generics import get_object_or_404
-from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import CharField, FileField
 
 from apikeys.models import ApiKey, Scope
 from audit.api import Management, Strict
+from audit.parsing import StrictForm
 from evaluations import services
 from evaluations.errors import Fault, NoSuchSet, SetMalformed
 from evaluations.lines import MAX_BYTES
@@ -58,7 +58,7 @@ class Sets(mixins.ListModelMixin, EvaluationView[EvaluationSet]):
     scopes = READ_WRITE
     ordering = ("name",)
     serializer_class = SetSerializer
-    parser_classes = [MultiPartParser]
+    parser_classes = [StrictForm]
 
     def get_queryset(self) -> QuerySet[EvaluationSet]:
         return self.sets()

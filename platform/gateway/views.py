@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
-from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from pydantic_core import to_json
 
+from audit.requests import Utf8Request
 from gateway.authentication import Caller, authenticate
 from gateway.errors import JSON, MethodNotAllowed
 from gateway.exchange import Exchange
@@ -16,7 +16,7 @@ from gateway.exchange import Exchange
 P = ParamSpec("P")
 
 
-class GatewayRequest(ASGIRequest):
+class GatewayRequest(Utf8Request):
     """A request whose body has been read, and the exchange that it opens."""
 
     exchange: Exchange

@@ -31,7 +31,7 @@ PlatformError
     └── SignatureRequired
 """
 
-from tenants.errors import Body, Conflict, Forbidden, NotFound, PlatformError, TooLarge
+from tenants.errors import Body, Conflict, Forbidden, NotFound, PlatformError, TooLarge, Unavailable
 
 
 class ModelNotFound(NotFound):
@@ -106,8 +106,7 @@ class NoBaseModel(Conflict):
     code = "no_base_model"
 
 
-class EngineUnavailable(PlatformError):
-    status = 503
+class EngineUnavailable(Unavailable):
     code = "engine_unavailable"
 
 

@@ -113,8 +113,8 @@ class OneAliasSerializer(AliasSerializer):
 
 
 class AliasMoveSerializer(serializers.ModelSerializer[AliasMove]):
-    from_version = serializers.IntegerField(source="from_version.number", default=None, read_only=True)
-    to_version = serializers.IntegerField(source="to_version.number", default=None, read_only=True)
+    from_version = serializers.IntegerField(source="from_version.number", default=None, read_only=True, allow_null=True)
+    to_version = serializers.IntegerField(source="to_version.number", default=None, read_only=True, allow_null=True)
 
     class Meta:
         model = AliasMove

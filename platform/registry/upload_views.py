@@ -10,12 +10,12 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import ValidationError
 from rest_framework.negotiation import DefaultContentNegotiation
-from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apikeys.models import ApiKey, Scope
 from audit.api import Management
+from audit.parsing import StrictForm
 from registry import assembly, services
 from registry.errors import UploadNotFound
 from registry.intake import Upload, UploadState
@@ -67,7 +67,7 @@ class OneUpload(UploadView):
 class Receiving(UploadView):
     """Reads one file of the form straight into the quarantine."""
 
-    parser_classes = [MultiPartParser]
+    parser_classes = [StrictForm]
     limit: int | None = None
     field: str
 

@@ -11,13 +11,13 @@ from django.urls import reverse
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status
 from rest_framework.generics import get_object_or_404
-from rest_framework.parsers import JSONParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import ValidationError
 
 from apikeys.models import ApiKey, Scope
 from audit.api import Management
+from audit.parsing import StrictForm, StrictJson
 from registry import services
 from registry.errors import AdapterNotFound, UploadNotFound
 from registry.models import NAME, Adapter, Alias, AliasMove, BaseModel, Version
@@ -106,7 +106,7 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
     scopes = READ_WRITE
     ordering = ("-number",)
     serializer_class = VersionSerializer
-    parser_classes = [MultiPartParser, JSONParser]
+    parser_classes = [StrictForm, StrictJson]
 
     def get_queryset(self) -> QuerySet[Version]:
         return _shown(self.adapter().versions.kept())

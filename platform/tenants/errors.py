@@ -9,11 +9,13 @@
 The shape is OpenAI's: {"error": {"message", "type", "param", "code"}}. Knows no views and no models.
 """
 
+import errno
 import logging
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from django.core import exceptions as django
+from django.db import InterfaceError, OperationalError
 from django.http import Http404
 from rest_framework import exceptions as drf
 from rest_framework import status
@@ -23,12 +25,17 @@ log = logging.getLogger(__name__)
 
 Body = dict[str, dict[str, Any]]
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = "53100"  # PostgreSQL's
+
 
 class PlatformError(Exception):
     """An error a caller can act on. `param` names the field at fault, if there is one."""
 
     status: ClassVar[int] = status.HTTP_400_BAD_REQUEST
     code: ClassVar[str] = "invalid_request"
+    kind: ClassVar[str] = "invalid_request_error"
+    wait: ClassVar[int | None] = None  # seconds, after which trying again makes sense
     param: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -37,7 +44,11 @@ class PlatformError(Exception):
 
     @property
     def body(self) -> Body:
-        return error_body(str(self), param=self.param, code=self.code)
+        return error_body(str(self), kind=self.kind, param=self.param, code=self.code)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.wait is None else {"Retry-After": str(self.wait)}
 
 
 class Conflict(PlatformError):
@@ -60,14 +71,43 @@ class TooLarge(PlatformError):
     code = "too_large"
 
 
+class Unavailable(PlatformError):
+    status = status.HTTP_503_SERVICE_UNAVAILABLE
+    code = "service_unavailable"
+    kind = "server_error"
+    wait = 5
+
+
+class StorageFull(PlatformError):
+    status = status.HTTP_507_INSUFFICIENT_STORAGE
+    code = "storage_full"
+    kind = "server_error"
+    wait = 60
+
+    def __init__(self) -> None:
+        super().__init__("The platform's disk is full. Nothing of this was kept; try again once there is room.")
+
+
+def failure(error: BaseException) -> PlatformError | None:
+    """What a caller is told of a failure below us that passes: a full disk, a database that is away; else None."""
+    match error:
+        case OSError() if error.errno in FULL:
+            return StorageFull()
+        case OperationalError() if getattr(error.__cause__, "sqlstate", None) == DISK_FULL:
+            return StorageFull()
+        case OperationalError() | InterfaceError():
+            return Unavailable("The database does not answer. Try again soon.")
+    return None
+
+
 def error_body(
     message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> Body:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-# One body for a key that is missing, malformed, unknown, revoked, expired or short of a scope: it gives no hint.
-REFUSED = error_body("The API key is missing, or not valid for this request.", code="invalid_api_key")
+# One body for a key that is missing, malformed, unknown, revoked or expired: it gives no hint.
+REFUSED = error_body("The API key is missing, or not valid.", code="invalid_api_key")
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
@@ -75,9 +115,12 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
     from rest_framework.views import set_rollback  # that module reads settings which lead here
 
     set_rollback()
+    if passing := failure(error):
+        log.warning("%s: %s", type(passing).__name__, error)
+        error = passing
     match error:
         case PlatformError():
-            answer = Response(error.body, status=error.status)
+            answer = Response(error.body, status=error.status, headers=error.headers)
         case Http404():
             answer = Response(NotFound("There is no such thing here.").body, status=NotFound.status)
         case django.ValidationError() | drf.ValidationError():
