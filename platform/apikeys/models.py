@@ -32,6 +32,16 @@ class Scope(models.TextChoices):
     PLATFORM = "platform"  # an operator's: tenants, and everything of every tenant but inference
 
 
+# What is about adapters and their use, and can so be confined to some of them. All else is about the whole tenant.
+CONFINABLE = frozenset(
+    {
+        *(Scope.INFERENCE, Scope.BACKGROUND, Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE),
+        *(Scope.EVALUATIONS_READ, Scope.EVALUATIONS_WRITE),
+        *(Scope.ROLLOUTS_READ, Scope.ROLLOUTS_WRITE, Scope.ROLLOUTS_TEST, Scope.USAGE_READ),
+    }
+)
+
+
 def known_scopes() -> list[tuple[str, str]]:
     """The choices as a callable, so that a new scope needs no migration."""
     return list(Scope.choices)
@@ -83,7 +93,13 @@ class ApiKey(models.Model):
         return self.revoked_at is None and not expired and (self.tenant is None or self.tenant.active)
 
     def may(self, scope: str) -> bool:
-        """An operator's key may do all that is managed, but never speaks to a model."""
+        """An operator's key may do all that is managed, but never speaks to a model.
+
+        A key that is confined to some adapters may do nothing about the whole tenant, whatever an earlier release
+        has let it hold.
+        """
+        if self.adapters and scope not in CONFINABLE:
+            return False
         return scope in self.scopes or (
             Scope.PLATFORM in self.scopes and scope not in (Scope.INFERENCE, Scope.BACKGROUND)
         )

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 from django.http import Http404
-from rest_framework.exceptions import MethodNotAllowed, ValidationError
+from rest_framework.exceptions import MethodNotAllowed, NotAuthenticated, ValidationError
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from apikeys.models import ApiKey
+from apikeys.services import ScopeMissing, missing
 from audit.requests import request_id
 from audit.services import Actor
 from tenants import isolation
@@ -32,8 +33,9 @@ class HasScope(BasePermission):
         scope = view.scopes.get("GET" if request.method == "HEAD" else request.method or "")
         if scope is None and request.successful_authenticator:
             raise MethodNotAllowed(request.method or "")
-        if scope is None or not _may(request, scope):
+        if scope is None:
             return False
+        _check(request, scope)
         view.tenant = _put_in_scope(request)
         view.actor = actor_of(request)
         if view.needs_tenant and view.tenant is None:
@@ -52,10 +54,15 @@ def actor_of(request: Request) -> Actor:
     )
 
 
-def _may(request: Request, scope: str) -> bool:
+def _check(request: Request, scope: str) -> None:
+    """Raises NotAuthenticated for nobody, ScopeMissing for somebody who may not."""
+    if not request.successful_authenticator:
+        raise NotAuthenticated
     if isinstance(request.auth, ApiKey):
-        return request.auth.may(scope)
-    return bool(request.user and request.user.is_active and request.user.is_superuser)
+        if not request.auth.may(scope):
+            raise ScopeMissing(missing(request.auth, scope))
+    elif not (request.user.is_active and request.user.is_superuser):
+        raise ScopeMissing("Of sessions only an operator's may do this; send an API key of the tenant's.")
 
 
 def _put_in_scope(request: Request) -> Tenant | None:

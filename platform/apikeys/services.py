@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import models, transaction
 from django.utils import timezone
 
-from apikeys.models import ApiKey, Scope
+from apikeys.models import CONFINABLE, ApiKey, Scope
 from audit.models import Action
 from audit.services import Actor, record
 from tenants.errors import Forbidden, PlatformError
@@ -30,6 +30,12 @@ class Exceeds(Forbidden):
     """A key was asked to hand out more than it holds."""
 
     code = "exceeds_own_rights"
+
+
+class ScopeMissing(Forbidden):
+    """A key that works was used for what it may not do."""
+
+    code = "missing_scope"
 
 
 class KeyRefused(PlatformError):
@@ -50,9 +56,11 @@ def issue(
 ) -> tuple[ApiKey, str]:
     """A new key and its plaintext, which is never seen again. `tenant` is None for an operator's key (`platform`).
 
-    Raises Exceeds when `issuer` (None: a person or a command) does not itself hold what the new key would.
+    Raises Exceeds when `issuer` (None: a person or a command) does not itself hold what the new key would, and
+    KeyRefused for what makes no sense, such as a key confined to some adapters with a scope about the whole tenant.
     """
     key = ApiKey(tenant=tenant, name=name, scopes=_scopes(tenant, scopes), adapters=sorted(set(adapters)))
+    _check_confined(key)
     key.expires_at = expires_at
     if expires_at is not None and expires_at <= timezone.now():
         raise KeyRefused("The expiry lies in the past.", param="expires_at")
@@ -73,7 +81,10 @@ def rotate(
         old = ApiKey.objects.select_for_update(of=("self",), no_key=True).select_related("tenant").get(pk=key.pk)
         if not old.is_live:
             raise KeyRefused("Only a key that still works can be rotated.")
-        new = ApiKey(tenant=old.tenant, name=old.name, scopes=old.scopes, adapters=old.adapters)
+        scopes = [scope for scope in old.scopes if old.may(scope)]
+        if not scopes:
+            raise KeyRefused("Confined to adapters, this key may do nothing any more; issue another one.")
+        new = ApiKey(tenant=old.tenant, name=old.name, scopes=scopes, adapters=old.adapters)
         new.expires_at = old.expires_at
         plaintext = _save_new(new, issuer)
         ends = timezone.now() + grace
@@ -85,8 +96,13 @@ def rotate(
 
 
 @transaction.atomic
-def revoke(key: ApiKey, *, actor: Actor) -> ApiKey:
-    """End a key for good. Revoking again changes and records nothing."""
+def revoke(key: ApiKey, *, actor: Actor, issuer: ApiKey | None = None) -> ApiKey:
+    """End a key for good. Revoking again changes and records nothing.
+
+    Raises Exceeds when `issuer` (None: a person or a command) does not itself hold what the key does.
+    """
+    if issuer is not None and issuer.pk != key.pk:
+        _check_holds(key, issuer, "end a key with")
     if ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now()) == 1:
         record(Action.KEY_REVOKED, tenant=key.tenant, actor=actor, target=f"key:{key.pk}", data={"name": key.name})
     return ApiKey.objects.select_related("tenant").get(pk=key.pk)
@@ -104,6 +120,20 @@ def verify(plaintext: str) -> ApiKey | None:
     with across_every_tenant():
         _touch(key)
     return key
+
+
+def missing(key: ApiKey, scope: str) -> str:
+    """What a key's holder is told where it lacks the scope, with what to do."""
+    if scope == Scope.PLATFORM:
+        return "This needs the scope 'platform', which only an operator's key has."
+    if key.tenant is None:
+        return f"This needs the scope '{scope}', which no operator's key has: use a tenant's key."
+    if key.adapters and scope not in CONFINABLE:
+        return f"This needs the scope '{scope}', about the whole tenant: use a key that is not confined to adapters."
+    return (
+        f"This needs the scope '{scope}', which this key does not hold. A key's scopes never change, also where a new"
+        " release adds some: issue a key that has it, with another key that has it or in the console."
+    )
 
 
 def _scopes(tenant: Tenant | None, scopes: Iterable[str]) -> list[str]:
@@ -130,14 +160,27 @@ def _save_new(key: ApiKey, issuer: ApiKey | None) -> str:
 
 def _check_within(key: ApiKey, issuer: ApiKey) -> None:
     """An operator's key may hand out everything; any other no more than it has, and no longer than it lasts."""
+    _check_holds(key, issuer, "hand out")
+    if Scope.PLATFORM in issuer.scopes:
+        return
+    if issuer.expires_at and (key.expires_at is None or key.expires_at > issuer.expires_at):
+        raise Exceeds("A key can't hand out a key that outlives it.", param="expires_at")
+
+
+def _check_holds(key: ApiKey, issuer: ApiKey, what: str) -> None:
     if Scope.PLATFORM in issuer.scopes:
         return
     if key.tenant != issuer.tenant or not set(key.scopes) <= set(issuer.scopes):
-        raise Exceeds("A key can't hand out scopes that it does not hold.", param="scopes")
+        raise Exceeds(f"A key can't {what} scopes that it does not hold.", param="scopes")
     if issuer.adapters and not (key.adapters and set(key.adapters) <= set(issuer.adapters)):
-        raise Exceeds("A key can't hand out adapters that it may not use.", param="adapters")
-    if issuer.expires_at and (key.expires_at is None or key.expires_at > issuer.expires_at):
-        raise Exceeds("A key can't hand out a key that outlives it.", param="expires_at")
+        raise Exceeds(f"A key can't {what} adapters that it may not use.", param="adapters")
+
+
+def _check_confined(key: ApiKey) -> None:
+    wide = [scope for scope in key.scopes if scope not in CONFINABLE]
+    if key.adapters and wide:
+        problem = f"A key that is confined to adapters can't hold {', '.join(wide)}: that is about the whole tenant."
+        raise KeyRefused(problem, param="scopes")
 
 
 def _mac(prefix: str, secret: str) -> str:

@@ -91,7 +91,7 @@ class Revoke(KeyView):
 
     @extend_schema(request=None, responses=KeySerializer)
     def post(self, request: Request, pk: UUID) -> Response:
-        return Response(KeySerializer(services.revoke(self.get_object(), actor=self.actor)).data)
+        return Response(KeySerializer(services.revoke(self.get_object(), actor=self.actor, issuer=self.issuer)).data)
 
 
 class Rotate(KeyView):

@@ -113,7 +113,7 @@ def _verify(token: str) -> Caller | None:
     if key is None:
         return None
     if key.tenant is None or not (key.may(Scope.INFERENCE) or key.may(Scope.BACKGROUND)):
-        raise Forbidden
+        raise Forbidden(services.missing(key, Scope.INFERENCE))
     purpose = _purpose(key, key.tenant)
     rooms = budgets.rooms(key.tenant.pk, key.pk) if purpose is Purpose.LIVE else ()
     return Caller.of(key, key.tenant, purpose, rooms)

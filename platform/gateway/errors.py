@@ -4,7 +4,7 @@ ApiError
 ├── BadRequest           400  names the parameter
 │   └── ContextExceeded  400  context_length_exceeded, with both numbers
 ├── Unauthorized         401  one body for every reason
-├── Forbidden            403  the same body
+├── Forbidden            403  the key works, and may not do this: names the scope
 ├── NotFound             404  no such path
 ├── ModelNotFound        404  unknown, another tenant's, not ready or not allowed: no difference to be seen
 ├── MethodNotAllowed     405
@@ -87,25 +87,20 @@ class ContextExceeded(BadRequest):
         )
 
 
-class Refused(ApiError):
+class Unauthorized(ApiError):
     """One body whatever the reason, so that nothing can be learned about a key by trying."""
 
+    status = 401
     default_code = "invalid_api_key"
 
     def __init__(self) -> None:
-        super().__init__("The API key is missing, not valid, or not allowed to do this.")
-
-
-class Unauthorized(Refused):
-    status = 401
-
-    def __init__(self) -> None:
-        super().__init__()
+        super().__init__("The API key is missing, or not valid.")
         self.headers["WWW-Authenticate"] = "Bearer"
 
 
-class Forbidden(Refused):
+class Forbidden(ApiError):
     status = 403
+    default_code = "missing_scope"
 
 
 class NotFound(ApiError):

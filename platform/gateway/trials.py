@@ -40,7 +40,7 @@ def _wanted(exchange: Exchange, caller: Caller) -> Arm | None:
     if not exchange.arm:
         return None
     if not caller.tester:
-        raise Forbidden
+        raise Forbidden(f"'{HEADER}' needs the scope 'rollouts:test': use a key that has it.", param=HEADER)
     if exchange.arm not in Arm.values:
         raise BadRequest(f"'{HEADER}' may be {' or '.join(Arm.values)}.", param=HEADER)
     return Arm(exchange.arm)

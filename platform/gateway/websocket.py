@@ -18,7 +18,7 @@ from pydantic_core import from_json, to_json
 
 from gateway import trials
 from gateway.authentication import authenticate
-from gateway.errors import ApiError, BadRequest, Busy, Refused, TooLarge, translated
+from gateway.errors import ApiError, BadRequest, Busy, Forbidden, TooLarge, Unauthorized, translated
 from gateway.exchange import Exchange
 from gateway.prompts import Turn
 from gateway.responses import Data, Shape, begin, turns, unknown_previous
@@ -96,7 +96,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             told = translated(error)
             status = told.status
             await self.tell(protocol_error(told), lane)
-            if isinstance(error, Refused):
+            if isinstance(error, Unauthorized | Forbidden):
                 await self._hang_up(POLICY_VIOLATION)
             complete = True
         finally:

@@ -19,6 +19,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEADLINE = 10.0  # seconds, for everything from the look-up of the name to the answer's headers
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# The one part of IPv6 that is handed out for the whole Internet (IANA's IPv6 Global Unicast Address Space), and what
+# of it has another meaning: protocols' own (Teredo among them), 6to4, documentation.
+UNICAST = ipaddress.IPv6Network("2000::/3")
+SPECIAL = [ipaddress.ip_network(net) for net in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]
+SPECIAL += [ipaddress.ip_network("192.88.99.0/24")]  # 6to4's relays
 
 
 class Refused(Exception):
@@ -67,7 +72,7 @@ def check_address(address: Address, allowed: Sequence[Network], *, secure: bool)
     real = _unwrapped(address)
     if any(real.version == network.version and real in network for network in allowed):
         return
-    if not real.is_global or real.is_multicast or real.is_reserved or real.is_unspecified:
+    if not _is_public(real):
         raise Refused("The address is not a public one.")
     if not secure:
         raise Refused("Only https is taken.")
@@ -118,11 +123,19 @@ async def _resolve(host: str, parts: SplitResult, allowed: Sequence[Network]) ->
     raise refusal
 
 
+def _is_public(address: Address) -> bool:
+    """Whether it is somebody's in the Internet at large: for IPv6 what is known to be so, not what isn't known else."""
+    if any(address.version == network.version and address in network for network in SPECIAL):
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address not in UNICAST:
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
 def _unwrapped(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, where it does: mapped, 6to4, Teredo, NAT64."""
+    """The IPv4 address that an IPv6 one stands for, where a connection would go to it: mapped, NAT64."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    teredo = address.teredo[1] if address.teredo else None
-    return address.ipv4_mapped or address.sixtofour or teredo or address
+    return address.ipv4_mapped or address

@@ -11,7 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from apikeys.models import ApiKey, Scope
+from apikeys.models import CONFINABLE, ApiKey, Scope
 from apikeys.services import Exceeds, KeyRefused, issue, revoke, rotate, verify
 from audit.models import Event
 from audit.services import SYSTEM
@@ -84,11 +84,15 @@ def test_every_refusal_has_the_same_body_and_401(acme: Tenant) -> None:
         assert answer.headers["WWW-Authenticate"] == "Bearer", reason
 
 
-def test_a_key_short_of_the_scope_gets_the_same_body_and_403(acme: Tenant) -> None:
+def test_a_key_short_of_the_scope_is_told_which_and_what_to_do(acme: Tenant) -> None:
     _, plaintext = new(acme, "inference")
-    for path in ("/api/v1/keys", "/api/v1/adapters", "/api/v1/audit", "/api/v1/tenants"):
-        answer = bearer(plaintext).get(path)
-        assert (answer.status_code, answer.json()) == (403, REFUSED), path
+    for path, scope in (("keys", "keys:read"), ("adapters", "adapters:read"), ("audit", "audit:read")):
+        answer = bearer(plaintext).get(f"/api/v1/{path}")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (403, "missing_scope"), path
+        assert f"'{scope}'" in error["message"]
+        assert "issue a key that has it" in error["message"]
+    assert "only an operator's key" in bearer(plaintext).get("/api/v1/tenants").json()["error"]["message"]
 
 
 def test_an_inactive_tenants_key_is_refused_at_once(acme: Tenant, globex: Tenant) -> None:
@@ -168,8 +172,6 @@ def test_a_busy_key_never_waits_for_a_lock_on_its_row(acme: Tenant) -> None:
     [
         ({"scopes": ["keys:write"]}, {"scopes": ["inference"]}),
         ({"scopes": ["keys:write"]}, {"scopes": ["keys:write", "adapters:write"]}),
-        ({"adapters": ["support"]}, {"adapters": []}),
-        ({"adapters": ["support"]}, {"adapters": ["support", "query"]}),
         ({"expires_at": timezone.now() + timedelta(days=1)}, {"expires_at": None}),
         ({"expires_at": timezone.now() + timedelta(days=1)}, {"expires_at": timezone.now() + timedelta(days=2)}),
     ],
@@ -181,6 +183,75 @@ def test_a_key_hands_out_no_more_than_it_holds(
     with pytest.raises(Exceeds):
         new(acme, *wanted.pop("scopes", ["keys:write"]), issuer=parent, **wanted)  # type: ignore[misc]
     assert ApiKey.objects.count() == 1
+
+
+WIDE = sorted(set(ALL) - CONFINABLE)
+
+
+def test_what_is_about_the_whole_tenant_is_known_and_a_new_scope_is_so_until_somebody_says_else() -> None:
+    assert [
+        *("audit:read", "budgets:read", "budgets:write", "keys:read", "keys:write", "webhooks:read", "webhooks:write")
+    ] == WIDE
+
+
+@pytest.mark.parametrize("scope", WIDE)
+def test_a_key_confined_to_adapters_holds_nothing_about_the_whole_tenant(acme: Tenant, scope: str) -> None:
+    answer = bearer(new(acme)[1]).post(
+        "/api/v1/keys", {"name": "k", "scopes": ["inference", scope], "adapters": ["support"]}, format="json"
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_key", "scopes")
+    assert scope in error["message"]
+    assert ApiKey.objects.count() == 1
+
+
+def confined_long_ago(tenant: Tenant) -> tuple[ApiKey, str]:
+    """As an earlier release issued them."""
+    key, plaintext = new(tenant, *ALL)
+    ApiKey.objects.filter(pk=key.pk).update(adapters=["support"])
+    key.refresh_from_db()
+    return key, plaintext
+
+
+def test_one_that_was_issued_before_can_do_nothing_about_the_whole_tenant(acme: Tenant, globex: Tenant) -> None:
+    owner, owners = new(acme)
+    _, plaintext = confined_long_ago(acme)
+    client = bearer(plaintext)
+    for path in ("audit", "audit/export", "webhooks", "budgets", "keys", "signing-keys", "signing-policy"):
+        answer = client.get(f"/api/v1/{path}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope"), path
+        assert "not confined" in answer.json()["error"]["message"]
+    assert client.post(f"/api/v1/keys/{owner.pk}/revoke").status_code == 403
+    assert client.post("/api/v1/webhooks", {"url": "https://a.example/", "events": ["*"]}).status_code == 403
+    assert verify(owners) is not None
+    assert client.get("/api/v1/adapters").status_code == 200
+    assert client.get("/api/v1/usage").status_code == 200
+    assert bearer(new(globex)[1]).get("/api/v1/keys").status_code == 200
+
+
+def test_rotated_it_keeps_what_it_may_do_and_loses_the_rest(acme: Tenant) -> None:
+    key, _ = confined_long_ago(acme)
+    fresh, _ = rotate(key, actor=SYSTEM)
+    assert (set(fresh.scopes), fresh.adapters) == (set(ALL) - set(WIDE), ["support"])
+    useless, _ = new(acme, "audit:read")
+    ApiKey.objects.filter(pk=useless.pk).update(adapters=["support"])
+    with pytest.raises(KeyRefused):
+        rotate(useless, actor=SYSTEM)
+
+
+def test_a_key_ends_only_keys_that_may_do_no_more_than_itself(acme: Tenant) -> None:
+    owner, owners = new(acme)
+    lesser, lessers = new(acme, "keys:write", "inference")
+    helper, helpers = new(acme, "keys:write")
+    answer = bearer(helpers).post(f"/api/v1/keys/{owner.pk}/revoke")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "exceeds_own_rights")
+    assert bearer(helpers).post(f"/api/v1/keys/{lesser.pk}/revoke").status_code == 403
+    assert verify(owners) is not None
+    assert verify(lessers) is not None
+    assert bearer(lessers).post(f"/api/v1/keys/{helper.pk}/revoke").status_code == 200
+    assert bearer(lessers).post(f"/api/v1/keys/{lesser.pk}/revoke").status_code == 200, "itself it may always end"
+    other, _ = new(acme, "inference", adapters=["support"])
+    assert bearer(owners).post(f"/api/v1/keys/{other.pk}/revoke").status_code == 200
 
 
 def test_a_key_cannot_rotate_one_that_may_do_more(acme: Tenant, globex: Tenant) -> None:

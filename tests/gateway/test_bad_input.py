@@ -19,7 +19,7 @@ Issue = Callable[..., tuple[str, str]]
 
 HELLO = [{"role": "user", "content": "hello"}]
 REFUSED = {
-    "message": "The API key is missing, not valid, or not allowed to do this.",
+    "message": "The API key is missing, or not valid.",
     "type": "invalid_request_error",
     "param": None,
     "code": "invalid_api_key",
@@ -71,13 +71,16 @@ def test_an_expired_key_is_401_with_the_same_body(platform: Platform, buyer: Cus
     assert refusals(buyer.url, {"Authorization": f"Bearer {key}"}) == [(401, REFUSED)] * 6
 
 
-def test_a_key_without_the_scope_is_403_with_the_same_body(buyer: Customer, issue: Issue) -> None:
+def test_a_key_without_the_scope_is_403_and_told_which(buyer: Customer, issue: Issue) -> None:
     key, _ = issue("adapters:read")
-    assert refusals(buyer.url, {"Authorization": f"Bearer {key}"}) == [(403, REFUSED)] * 6
+    for status, error in refusals(buyer.url, {"Authorization": f"Bearer {key}"}):
+        assert (status, error["code"]) == (403, "missing_scope")
+        assert "'inference'" in error["message"]
 
 
 def test_an_operators_key_may_not_infer(platform: Any, buyer: Customer) -> None:
-    assert refusals(buyer.url, {"Authorization": f"Bearer {platform.operator_key}"}) == [(403, REFUSED)] * 6
+    for status, error in refusals(buyer.url, {"Authorization": f"Bearer {platform.operator_key}"}):
+        assert (status, error["code"]) == (403, "missing_scope")
 
 
 def test_a_revoked_key_is_401_within_a_second(platform: Any, buyer: Customer, issue: Issue) -> None:

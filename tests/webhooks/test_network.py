@@ -51,7 +51,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
         "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fc00::1",
         "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "2002:7f00:1::", "64:ff9b::a00:1", "64:ff9b::7f00:1",
-        "2001:0:0:0:0:0:80ff:fffe", "2001:db8::1",
+        "2001:0:0:0:0:0:80ff:fffe", "2001:db8::1", "fec0::1", "feff::1", "fd12::1", "febf::1", "fe80::1%eth0",
+        "64:ff9b::c0a8:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::808:808", "64:ff9b:1::a00:1", "2002:c0a8:1::1",
+        "2002:808:808::1", "2001:0:808:808::f5ff:fffe", "::10.0.0.1", "::8.8.8.8", "::ffff:0:8.8.8.8", "100::1",
+        "2001:2::1", "2001:10::1", "2001:20::1", "3fff::1", "5f00::1", "4000::1", "ff0e::1", "192.88.99.1",
+        "192.0.0.1", "203.0.113.1", "::ffff:100.64.0.1", "::ffff:224.0.0.1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
@@ -59,7 +63,9 @@ def test_addresses_that_are_not_public_are_refused(address: str) -> None:
         check_address(ipaddress.ip_address(address), (), secure=True)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8", "2a00::1", "2001:4860::8888"]
+)
 def test_public_addresses_are_not(address: str) -> None:
     check_address(ipaddress.ip_address(address), (), secure=True)
 
