@@ -86,7 +86,7 @@ def _work(job: Mapping[str, Any], writer: int) -> None:
     except MemoryError:
         answer = {"over": "memory"}
     except OSError as error:
-        answer = {"lost": str(error)}
+        answer = {"lost": str(error), "errno": error.errno}
     except BaseException:
         answer = {"failed": traceback.format_exc(limit=-20)}
     try:

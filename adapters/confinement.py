@@ -80,6 +80,8 @@ class Cell:
             case {"died": int(number)} if number != _KILLED:
                 message = "Looking at the files broke the process that did; save the adapter again and upload it."
                 raise Rejected.because("validation-crashed", message, found=f"signal {number}")
+            case {"lost": why, "errno": int(number)}:
+                raise OSError(number, why)
             case {"lost": why}:
                 raise OSError(why)
             case {"failed": trace}:

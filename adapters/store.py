@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -116,6 +116,24 @@ class Store:
         return manifest
 
     @_told_as_os_error
+    def files(self, digest: str, turn: Turn = nullcontext) -> Files | None:
+        """A version's files where they lie, every byte hashed, each chunk within a `turn()`; None unless it is here.
+
+        They stay while the version does. Raises Missing or Corrupt.
+        """
+        if not self._local:
+            return None
+        manifest = self.manifest(digest)
+        paths = {file.name: Path(self._blob_path(file.sha256)) for file in manifest.files}
+        for file in manifest.files:
+            try:
+                with paths[file.name].open("rb") as source, Path(os.devnull).open("wb") as nowhere:
+                    _copy(source, nowhere, file, turn)
+            except FileNotFoundError as error:
+                raise Missing(f"the store has lost {file.name} ({file.sha256})") from error
+        return Files(paths)
+
+    @_told_as_os_error
     def delete(self, digest: str) -> None:
         """Forget a version, and its blobs unless other versions hold them. Deleting what isn't there does nothing."""
         with self._lock(fcntl.LOCK_EX):
@@ -215,6 +233,19 @@ class Store:
 
     def _blob_path(self, sha256: str) -> str:
         return f"{self._root}/blobs/{sha256}"
+
+
+class Files:
+    """A version's files in the store itself, which are nobody's to write: `files / name` is where one lies."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = paths
+
+    def __truediv__(self, name: str) -> Path:
+        """Raises FileNotFoundError for a file that the version doesn't have."""
+        if name not in self._paths:
+            raise FileNotFoundError(name)
+        return self._paths[name]
 
 
 def _blobs(manifest: Manifest) -> set[str]:

@@ -6,9 +6,12 @@
     <folder>/.lock            held while parts are made or swept away
 
 Engines may share a folder; each counts what it knows of. What one looks at another may have taken away meanwhile.
+A disk that takes no copy does no harm where the store is local: its own files are read instead.
 """
 
+import errno
 import fcntl
+import logging
 import os
 import shutil
 import uuid
@@ -21,9 +24,12 @@ from adapters.errors import Corrupt, Rejected
 from adapters.manifest import Manifest, Turn, is_digest
 from adapters.store import Store
 from inference.lora.bounded import Bounded, Tally
-from inference.lora.weights import TooLarge
+from inference.lora.weights import Folder, TooLarge
+
+log = logging.getLogger(__name__)
 
 UNLIMITED = 1 << 60
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass
@@ -61,28 +67,54 @@ class DiskCache:
         return self._copies.sizes()
 
     @contextmanager
-    def open(self, digest: str, turn: Turn = nullcontext, keep: Callable[[], bool] = lambda: True) -> Iterator[Path]:
-        """The folder with a version's files, fetched if need be, every chunk within a `turn()`, which may raise.
+    def open(self, digest: str, turn: Turn = nullcontext, keep: Callable[[], bool] = lambda: True) -> Iterator[Folder]:
+        """A version's files by name, fetched if need be, every chunk within a `turn()`, which may raise.
 
         What was fetched is gone afterwards where `keep()` then says no. Raises Missing, Corrupt, TooLarge, OSError.
         """
-        copy = self._known(digest, turn)
-        if copy is None:
-            with self._fetched(digest, turn) as (part, manifest):
-                if not keep():
-                    yield part
-                    return
-                copy = Copy(self._path(digest), verified=True)
-                self._publish(part, copy.folder, manifest)
-            self._delete(*(old for _, old in self._copies.put(digest, copy, manifest.size, use=True)))
-            if not keep():
-                self.drop(digest)
-        try:
-            with suppress(OSError):
-                os.utime(copy.folder)  # what is used last is known after a restart
-            yield copy.folder
-        finally:
-            self._copies.done(digest)
+        with ExitStack() as until_read:
+            copy = self._known(digest, turn)
+            if copy is not None:
+                yield self._used(digest, copy, until_read)
+                return
+            folder: Folder
+            try:
+                folder = self._brought(digest, turn, keep, until_read)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                folder = self._stored(digest, turn, error)
+            yield folder
+
+    def _brought(self, digest: str, turn: Turn, keep: Callable[[], bool], until_read: ExitStack) -> Path:
+        """The folder of a new copy, which lasts as long as `until_read` where it is not to be kept."""
+        fetching = ExitStack()
+        part, manifest = fetching.enter_context(self._fetched(digest, turn))
+        if not keep():
+            until_read.push(fetching)
+            return part
+        copy = Copy(self._path(digest), verified=True)
+        with fetching:
+            self._publish(part, copy.folder, manifest)
+        self._delete(*(old for _, old in self._copies.put(digest, copy, manifest.size, use=True)))
+        if not keep():
+            self.drop(digest)
+        return self._used(digest, copy, until_read)
+
+    def _used(self, digest: str, copy: Copy, until_read: ExitStack) -> Path:
+        """The copy's folder, in use until then; what is used last is known after a restart."""
+        until_read.callback(self._copies.done, digest)
+        with suppress(OSError):
+            os.utime(copy.folder)
+        return copy.folder
+
+    def _stored(self, digest: str, turn: Turn, error: OSError) -> Folder:
+        """The store's own files, hashed like every copy, where there is no room for one. Raises the error else."""
+        files = self._store.files(digest, turn)
+        if files is None:
+            raise error
+        log.warning("no room for copies in %s (%s): version %s is read from the store", self._folder, error, digest)
+        return files
 
     def drop(self, digest: str) -> None:
         """Delete a copy, also one that is read: what reads it has its files open, or meets FileNotFoundError."""

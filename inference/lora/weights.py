@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -94,8 +94,14 @@ class AdapterWeights:
         )
 
 
+class Folder(Protocol):
+    """Files by name: a Path, or what knows where each of them lies."""
+
+    def __truediv__(self, name: str, /) -> Path: ...
+
+
 def read(
-    folder: Path,
+    folder: Folder,
     base: BaseSpec,
     device: torch.device,
     frozen: Mapping[str, Tensor],

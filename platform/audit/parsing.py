@@ -6,7 +6,7 @@ Raises DRF's errors, which leave as a 400 in the API's shape. Knows no views and
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rest_framework.exceptions import ParseError
+from rest_framework.exceptions import ParseError, ValidationError
 from rest_framework.parsers import JSONParser, MultiPartParser
 
 from adapters.strictjson import NotStrictJson, loads
@@ -39,12 +39,12 @@ class StrictForm(MultiPartParser):
 
 
 def check(value: Any) -> None:
-    """Raise ParseError, which names the place, for what is nested too deeply or could not be kept."""
+    """Raise ParseError for what is nested too deeply, ValidationError by the place of what could not be kept."""
     level: list[tuple[str, Any]] = [("", value)]
     for _ in range(DEEPEST + 1):
         for place, found in level:
             if isinstance(found, str) and not is_storable(found):
-                raise ParseError(f"{_shown(place) or 'The body'}: NUL and lone surrogates are no text.")
+                raise _unstorable(place)
         level = [inner for place, found in level for inner in _within(place, found)]
         if not level:
             return
@@ -55,7 +55,7 @@ def check_pairs(pairs: Iterable[tuple[str, Iterable[Any]]]) -> None:
     """The same of a query's or a form's names and values."""
     for name, values in pairs:
         if not is_storable(name) or not all(is_storable(value) for value in values if isinstance(value, str)):
-            raise ParseError(f"{_shown(name)}: NUL and lone surrogates are no text.")
+            raise _unstorable(name)
 
 
 def is_storable(text: str) -> bool:
@@ -73,5 +73,6 @@ def _within(place: str, value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def _shown(place: str) -> str:
-    return "".join(letter for letter in place[:200] if letter.isprintable())
+def _unstorable(place: str) -> ValidationError:
+    shown = "".join(letter for letter in place[:200] if letter.isprintable())
+    return ValidationError({shown: "Zero characters and halves of characters are no text."})

@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from audit import exports, signing
-from audit.api import Management, Strict
+from audit.api import Cursor, Management, Strict
 from audit.models import PLATFORM_CHAIN, Action, Chain, Event, Leaf
 from audit.verification import verify
 
@@ -47,7 +47,7 @@ class Query(Strict):
     until = serializers.DateTimeField(required=False)
     tenant = serializers.CharField(required=False)
     cursor = serializers.CharField(required=False)
-    limit = serializers.IntegerField(required=False)
+    limit = serializers.IntegerField(required=False, min_value=1, max_value=Cursor.max_page_size)
 
 
 class Page(Strict):

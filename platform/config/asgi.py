@@ -4,6 +4,7 @@
 the rest of HTTP, and files under `/v1/`, to Django; WebSockets to Channels.
 """
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,6 +24,7 @@ from config.failures import Answering  # noqa: E402
 from gateway import lifespan  # noqa: E402
 from gateway.handler import application as data_plane  # noqa: E402
 from gateway.routing import websocket_urlpatterns  # noqa: E402
+from registry import quarantine  # noqa: E402
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -46,6 +48,7 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
             await send({"type": "lifespan.shutdown.complete"})
             return
         lifespan.begin()
+        await asyncio.to_thread(quarantine.sweep_incoming)  # what this one's predecessor was reading
         await send({"type": "lifespan.startup.complete"})
 
 

@@ -84,5 +84,6 @@ SET_REQUEST = {
             },
         },
         "required": ["name", "file"],
+        "additionalProperties": False,
     }
 }

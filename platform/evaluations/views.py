@@ -29,6 +29,7 @@ from evaluations.serializers import (
     SetSerializer,
 )
 from evaluations.services.scores import Row
+from registry.upload_views import IntoQuarantine
 
 READ_WRITE = {"GET": Scope.EVALUATIONS_READ, "POST": Scope.EVALUATIONS_WRITE}
 
@@ -54,7 +55,8 @@ class NewSet(Strict):
     file = FileField(allow_empty_file=True)
 
 
-class Sets(mixins.ListModelMixin, EvaluationView[EvaluationSet]):
+class Sets(mixins.ListModelMixin, IntoQuarantine, EvaluationView[EvaluationSet]):
+    limit = 2 * MAX_BYTES  # of what is a little too large the answer names the bound
     scopes = READ_WRITE
     ordering = ("name",)
     serializer_class = SetSerializer

@@ -46,18 +46,12 @@ def keep(upload: UUID, part: UUID, received: Path) -> None:
 
 
 def assemble(upload: UUID, parts: Iterable[UUID]) -> Sums:
-    """Write the parts in this order into one file beside them. Again is as good as once."""
-    size, sha256, md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with whole(upload).open("wb") as target:
-        for part in parts:
-            for chunk in _chunks(folder(upload) / str(part)):
-                target.write(chunk)
-                sha256.update(chunk)
-                md5.update(chunk)
-                size += len(chunk)
-        target.flush()
-        os.fsync(target.fileno())
-    return Sums(size, sha256.hexdigest(), md5.hexdigest())
+    """Write the parts in this order into one file beside them, or nothing. Again is as good as once."""
+    try:
+        return _assembled(whole(upload), [folder(upload) / str(part) for part in parts])
+    except BaseException:
+        whole(upload).unlink(missing_ok=True)
+        raise
 
 
 def check(upload: UUID, sums: Sums, expected: Mapping[str, str]) -> None:
@@ -89,6 +83,20 @@ def sweep(keep: Iterable[UUID], older_than: float) -> int:
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
     return len(left)
+
+
+def _assembled(target: Path, parts: Iterable[Path]) -> Sums:
+    size, sha256, md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with target.open("wb") as file:
+        for part in parts:
+            for chunk in _chunks(part):
+                file.write(chunk)
+                sha256.update(chunk)
+                md5.update(chunk)
+                size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return Sums(size, sha256.hexdigest(), md5.hexdigest())
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

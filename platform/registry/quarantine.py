@@ -1,19 +1,21 @@
 """Knows where uploads wait, and that they get there whole or not at all; nothing of what they hold or who sent them.
 
 <home>/quarantine/<version id>/<file>      until the version is ready or rejected
-<home>/quarantine/incoming/<temporary>     while a request is being read
+<home>/quarantine/incoming/<temporary>     while a request is being read, locked by who reads it: the system unlocks it
+                                           when that process dies
 <home>/quarantine/uploads/<upload id>/     uploads in parts (registry.assembly)
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,6 +33,7 @@ FORM_OVERHEAD = 64 * 1024  # boundaries and part headers of a multipart body
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^\.+")
 WORK = ".work-"
 UPLOADS = "uploads"
+FRESH = 60  # seconds that a file may take from being made to being locked
 
 
 def root() -> Path:
@@ -92,11 +95,19 @@ def sweep(keep: Iterable[UUID], older_than: float) -> int:
     """Remove what processes that died left behind: all but `keep` that is older than so many seconds."""
     kept = {str(version) for version in keep}
     horizon = time.time() - older_than
-    incoming = root() / "incoming"
     folders = [path for path in _entries(root()) if path.name not in kept | {"incoming", UPLOADS}]
-    left = [path for path in (*folders, *_entries(incoming)) if _modified(path) < horizon]
+    left = [path for path in folders if _modified(path) < horizon]
     for path in left:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return len(left) + sweep_incoming()
+
+
+def sweep_incoming(older_than: float = FRESH) -> int:
+    """Remove what processes that died were reading. Asks no database, so that a process may begin with it."""
+    horizon = time.time() - older_than
+    left = [path for path in _entries(root() / "incoming") if _modified(path) < horizon and _is_dead(path)]
+    for path in left:
+        path.unlink(missing_ok=True)
     return len(left)
 
 
@@ -106,7 +117,9 @@ class Landing(UploadedFile):  # type: ignore[type-arg]  # generic in the stubs a
     def __init__(self, name: str, content_type: str | None) -> None:
         incoming = root() / "incoming"
         incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
-        super().__init__(tempfile.NamedTemporaryFile(dir=incoming, delete=False), name, content_type, 0)  # noqa: SIM115
+        file = tempfile.NamedTemporaryFile(dir=incoming, delete=False)  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        super().__init__(file, name, content_type, 0)
 
     @property
     def path(self) -> Path:
@@ -114,7 +127,9 @@ class Landing(UploadedFile):  # type: ignore[type-arg]  # generic in the stubs a
         return Path(self.file.name or "")
 
     def close(self) -> None:
-        super().close()
+        """Away with it, unless it was admitted. What a full disk did not take of it is of no interest any more."""
+        with suppress(OSError):
+            super().close()
         self.path.unlink(missing_ok=True)
 
 
@@ -127,7 +142,7 @@ class Waiting(File):  # type: ignore[type-arg]
 
 
 class Incoming(FileUploadHandler):
-    """Reads a request's files into the quarantine. One byte over the limit ends it, with nothing left."""
+    """Reads a request's files into the quarantine, as far as the limit; `end` it when the request is answered."""
 
     chunk_size = 1 << 20
 
@@ -147,13 +162,9 @@ class Incoming(FileUploadHandler):
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         self.received += len(raw_data)
-        try:
-            if self.received > self.limit:
-                raise UploadTooLarge(self.limit)
-            self.landed[-1].write(raw_data)
-        except BaseException:
-            self.upload_interrupted()
-            raise
+        if self.received > self.limit:
+            raise UploadTooLarge(self.limit)
+        self.landed[-1].write(raw_data)
 
     def file_complete(self, file_size: int) -> Landing:
         file = self.landed[-1]
@@ -161,7 +172,8 @@ class Incoming(FileUploadHandler):
         file.size = file_size
         return file
 
-    def upload_interrupted(self) -> None:
+    def end(self) -> None:
+        """Call it when the request is answered: what nobody admitted goes, however the request ended."""
         for file in self.landed:
             file.close()
 
@@ -186,6 +198,16 @@ def _take(file: File[Any], target: Path, limit: int) -> int:
                 raise UploadTooLarge(DEFAULT.total)
             copy.write(chunk)
     return taken
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether nobody holds the file's lock."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, or gone
+        return False
+    return True
 
 
 def _safe(name: str) -> str:

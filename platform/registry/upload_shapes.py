@@ -34,6 +34,16 @@ class NewUpload(Strict):
         return {**fields, "keep_seconds": kept and kept["seconds"]}
 
 
+FILE_FIELDS = {"purpose": {"type": "string", "enum": list(Purpose.values)}}
+
+
+def form(fields: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """A form of these fields and one file, for the OpenAPI page."""
+    properties = {**fields, file: {"type": "string", "format": "binary"}}
+    shape = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {"multipart/form-data": shape}
+
+
 class Completion(Strict):
     part_ids = serializers.ListField(child=serializers.CharField(max_length=64), min_length=1, max_length=10_000)
     md5 = serializers.RegexField(r"^[0-9a-fA-F]{32}\Z", required=False)

@@ -20,7 +20,17 @@ from registry import assembly, services
 from registry.errors import UploadNotFound
 from registry.intake import Upload, UploadState
 from registry.quarantine import Incoming, Landing
-from registry.upload_shapes import Completion, FileList, FileShape, NewUpload, PartList, PartShape, UploadShape
+from registry.upload_shapes import (
+    FILE_FIELDS,
+    Completion,
+    FileList,
+    FileShape,
+    NewUpload,
+    PartList,
+    PartShape,
+    UploadShape,
+    form,
+)
 
 READ, WRITE = Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE
 PART = 64 << 20  # bytes, as OpenAI's
@@ -64,16 +74,25 @@ class OneUpload(UploadView):
         return self.shown(self.upload())
 
 
-class Receiving(UploadView):
-    """Reads one file of the form straight into the quarantine."""
+class IntoQuarantine:
+    """A view that reads a form's files straight into the quarantine. What it admits none of goes with the answer."""
+
+    limit: int | None = None
+
+    def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        incoming = Incoming(request, self.limit)
+        request.upload_handlers = [incoming]
+        try:
+            return super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            incoming.end()
+
+
+class Receiving(IntoQuarantine, UploadView):
+    """Takes one file of a form."""
 
     parser_classes = [StrictForm]
-    limit: int | None = None
     field: str
-
-    def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
-        request.upload_handlers = [Incoming(request, self.limit)]
-        return super().initialize_request(request, *args, **kwargs)
 
     def received(self, request: Request) -> Landing:
         files = request.FILES.getlist(self.field)
@@ -92,7 +111,7 @@ class Parts(Receiving):
     def get(self, request: Request, upload: str) -> Response:
         return Response(PartList(self.upload()).data)
 
-    @extend_schema(request={"multipart/form-data": {"type": "object"}}, responses=PartShape)
+    @extend_schema(request=form({}, field), responses=PartShape)
     def post(self, request: Request, upload: str) -> Response:
         part = services.add_part(self.upload(), self.received(request))
         return Response(PartShape(part).data)
@@ -136,7 +155,7 @@ class Files(FileView, Receiving):
     def get(self, request: Request) -> Response:
         return Response(FileList.page(self.files(), request.query_params))
 
-    @extend_schema(request={"multipart/form-data": {"type": "object"}})
+    @extend_schema(request=form(FILE_FIELDS, field))
     def post(self, request: Request) -> Response:
         received = self.received(request)
         fields = {name: value for name, value in request.POST.items() if name != self.field}

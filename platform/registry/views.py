@@ -21,7 +21,6 @@ from audit.parsing import StrictForm, StrictJson
 from registry import services
 from registry.errors import AdapterNotFound, UploadNotFound
 from registry.models import NAME, Adapter, Alias, AliasMove, BaseModel, Version
-from registry.quarantine import Incoming
 from registry.serializers import (
     DIFF,
     UPLOAD_REQUEST,
@@ -37,7 +36,7 @@ from registry.serializers import (
     Rollback,
     VersionSerializer,
 )
-from registry.upload_views import visible_uploads
+from registry.upload_views import IntoQuarantine, visible_uploads
 
 READ_WRITE = {"GET": Scope.ADAPTERS_READ, "POST": Scope.ADAPTERS_WRITE}
 READ_DELETE = {"GET": Scope.ADAPTERS_READ, "DELETE": Scope.ADAPTERS_WRITE}
@@ -102,7 +101,7 @@ class OneAdapter(RegistryView[Adapter]):
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
-class Versions(mixins.ListModelMixin, RegistryView[Version]):
+class Versions(mixins.ListModelMixin, IntoQuarantine, RegistryView[Version]):
     scopes = READ_WRITE
     ordering = ("-number",)
     serializer_class = VersionSerializer
@@ -110,10 +109,6 @@ class Versions(mixins.ListModelMixin, RegistryView[Version]):
 
     def get_queryset(self) -> QuerySet[Version]:
         return _shown(self.adapter().versions.kept())
-
-    def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
-        request.upload_handlers = [Incoming(request)]
-        return super().initialize_request(request, *args, **kwargs)
 
     def get(self, request: Request, name: str) -> Response:
         return self.list(request)

@@ -81,13 +81,16 @@ class UploadVersion(Verb):
 
         @csrf_exempt
         def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            incoming = Incoming(request)
             if request.method == "POST" and admin.has_add_permission(request):
-                request.upload_handlers = [Incoming(request)]
+                request.upload_handlers = [incoming]
             try:
                 return guarded(request, *args, **kwargs)
             except UploadTooLarge as error:
                 messages.error(request, str(error))
                 return HttpResponseRedirect(request.get_full_path())
+            finally:
+                incoming.end()
 
         return view
 

@@ -30,7 +30,7 @@ from registry.services import quotas
 from tenants.models import Tenant
 
 MAX_PARTS = 10_000
-FORGOTTEN = timedelta(hours=6)  # longer than any request takes
+FORGOTTEN = timedelta(hours=1)  # longer than a file takes from the first byte of its folder to its row
 
 
 @transaction.atomic

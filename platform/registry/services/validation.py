@@ -29,12 +29,13 @@ from registry.services import blobs, quotas, signing
 from registry.services.adapters import locked
 from registry.services.aliases import name_stable
 from registry.services.versions import enqueue_validation
+from tenants.errors import FULL
 from tenants.models import Tenant
 from webhooks.services import emit
 
 ATTEMPTS = 5
 STALE = timedelta(minutes=6)  # longer than the task's time limit
-FORGOTTEN = timedelta(hours=6)  # longer than any request that uploads
+FORGOTTEN = timedelta(hours=1)  # longer than files take from the quarantine's door to their version's row
 
 cell = Cell()
 
@@ -50,9 +51,11 @@ def validate_version(version_id: UUID) -> State | None:
         return _examine(version)
     except Rejected as refusal:
         return _reject(version, refusal.findings)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         if not Version.objects.pending().filter(pk=version_id).exists():
             return None  # another worker settled it and took the files away, or is about to
+        if isinstance(error, OSError) and error.errno in FULL:
+            Version.objects.pending().filter(pk=version_id).update(attempts=F("attempts") - 1)  # the fault is not its
         raise
 
 
