@@ -105,9 +105,9 @@ def rank(summary: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """A JSON value as people write it."""
+    if value is None or value in ("", [], {}):
+        return "-"
     match value:
-        case None | "" | [] | {}:
-            return "-"
         case bool():
             return "yes" if value else "no"
         case int():
