@@ -24,6 +24,7 @@ class Action(models.TextChoices):
     TENANT_CREATED = "tenant:created"
     TENANT_CHANGED = "tenant:changed"
     MEMBER_ADDED = "tenant:member:added"
+    MEMBER_REMOVED = "tenant:member:removed"
     KEY_ISSUED = "key:issued"
     KEY_ROTATED = "key:rotated"
     KEY_REVOKED = "key:revoked"
@@ -85,6 +86,8 @@ class Action(models.TextChoices):
     ROLLOUT_ROLLED_BACK = "rollout:rolled-back"
     USER_CREATED = "user:created"
     USER_CHANGED = "user:changed"
+    USER_SIGNED_IN = "user:signed-in"
+    USER_SIGN_IN_FAILED = "user:sign-in:failed"
     USER_PASSWORD_CHANGED = "user:password:changed"  # noqa: S105  # an action, not a password
 
 
@@ -135,6 +138,11 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.target}"
+
+    @property
+    def actor(self) -> str:
+        """The actor as rows elsewhere write it."""
+        return f"{self.actor_kind}:{self.actor_id}"
 
     def content(self) -> dict[str, Any]:
         """What the hash covers: every column but the hash and the row's id."""

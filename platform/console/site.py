@@ -14,6 +14,7 @@ from django.urls import URLPattern, path, reverse
 
 from audit.models import Action
 from audit.services import record
+from console import signing_in
 from console.access import actor_of, put_in_scope
 from tenants.isolation import across_every_tenant
 
@@ -49,7 +50,7 @@ class ConsoleSite(AdminSite):
         return guarded(super().admin_view(view, cacheable))
 
     def login(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        return guarded(super().login)(request, extra_context)
+        return guarded(signing_in.recorded(super().login))(request, extra_context)
 
     def extra_urls(self) -> list[URLPattern]:
         """Unfold asks for these."""
