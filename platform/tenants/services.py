@@ -7,11 +7,15 @@ from django.db import IntegrityError, transaction
 from audit.models import Action
 from audit.redaction import difference, snapshot
 from audit.services import Actor, record
-from tenants.errors import Conflict
+from tenants.errors import Conflict, NotFound
 from tenants.models import Member, Role, Tenant
 
 QUOTAS = {"quota_bytes", "quota_versions", "quota_uploads", "quota_pins"}
 CHANGEABLE = {"name", "weight", "active", "requires_signature", *QUOTAS}
+
+
+class NotAMember(NotFound):
+    code = "not_a_member"
 
 
 class SlugTaken(Conflict):
@@ -54,6 +58,17 @@ def add_member(tenant: Tenant, user: Any, role: Role, *, actor: Actor) -> Member
     """Give a person a role in the tenant, or change the role they have."""
     before = Member.objects.select_for_update().filter(tenant=tenant, user=user).values("role").first()
     member, _ = Member.objects.update_or_create(tenant=tenant, user=user, defaults={"role": role})
-    data = {"role": role.value, "before": before["role"] if before else None}
+    data = {"username": user.get_username(), "role": role.value, "before": before["role"] if before else None}
     record(Action.MEMBER_ADDED, tenant=tenant, actor=actor, target=f"user:{user.pk}", data=data)
     return member
+
+
+@transaction.atomic
+def remove_member(tenant: Tenant, user: Any, *, actor: Actor) -> None:
+    """Take a person's role away; from their next request on they see nothing of the tenant. Raises NotAMember."""
+    member = Member.objects.select_for_update().filter(tenant=tenant, user=user).first()
+    if member is None:
+        raise NotAMember(f"{user.get_username()} is not a member of {tenant}.")
+    member.delete()
+    data = {"username": user.get_username(), "before": member.role}
+    record(Action.MEMBER_REMOVED, tenant=tenant, actor=actor, target=f"user:{user.pk}", data=data)

@@ -6,4 +6,6 @@ app_name = "tenants"
 urlpatterns = [
     path("tenants", views.Tenants.as_view(), name="tenants"),
     path("tenants/<slug:slug>", views.OneTenant.as_view(), name="tenant"),
+    path("tenants/<slug:slug>/members", views.Members.as_view(), name="members"),
+    path("tenants/<slug:slug>/members/<str:username>", views.OneMember.as_view(), name="member"),
 ]

@@ -1,6 +1,10 @@
-"""Serves tenants to operators."""
+"""Serves tenants and their members to operators."""
 
+from typing import Any
+
+from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status
 from rest_framework.request import Request
@@ -8,7 +12,7 @@ from rest_framework.response import Response
 
 from audit.api import Management, Strict
 from tenants import services
-from tenants.models import Tenant
+from tenants.models import Member, Role, Tenant
 
 PLATFORM = "platform"
 
@@ -75,3 +79,54 @@ class OneTenant(mixins.RetrieveModelMixin, Management[Tenant]):
         wanted.is_valid(raise_exception=True)
         tenant = services.change_tenant(tenant, actor=self.actor, **wanted.validated_data)
         return Response(TenantSerializer(tenant).data)
+
+
+class MemberSerializer(serializers.ModelSerializer[Member]):
+    username = serializers.CharField(source="user.username", read_only=True)
+
+    class Meta:
+        model = Member
+        fields = ["username", "role", "created_at"]
+
+
+class MemberRole(Strict):
+    role = serializers.ChoiceField(choices=Role.choices)
+
+
+class Members(mixins.ListModelMixin, Management[Member]):
+    scopes = {"GET": PLATFORM}
+    needs_tenant = False
+    ordering = ("pk",)
+    serializer_class = MemberSerializer
+
+    def get_queryset(self) -> QuerySet[Member]:
+        return Member.objects.filter(tenant__slug=self.kwargs["slug"]).select_related("user")
+
+    def get(self, request: Request, slug: str) -> Response:
+        get_object_or_404(Tenant, slug=slug)
+        return self.list(request)
+
+
+class OneMember(Management[Member]):
+    """Accounts are made in the console; here they get a role, or lose it."""
+
+    scopes = {"PUT": PLATFORM, "DELETE": PLATFORM}
+    needs_tenant = False
+    serializer_class = MemberSerializer
+
+    @extend_schema(request=MemberRole, responses=MemberSerializer)
+    def put(self, request: Request, slug: str, username: str) -> Response:
+        wanted = MemberRole(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        tenant, user = self._both(slug, username)
+        member = services.add_member(tenant, user, Role(wanted.validated_data["role"]), actor=self.actor)
+        return Response(MemberSerializer(member).data)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, slug: str, username: str) -> Response:
+        tenant, user = self._both(slug, username)
+        services.remove_member(tenant, user, actor=self.actor)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    def _both(self, slug: str, username: str) -> tuple[Tenant, Any]:
+        return get_object_or_404(Tenant, slug=slug), get_object_or_404(get_user_model(), username=username)

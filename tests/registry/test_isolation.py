@@ -88,7 +88,7 @@ class Scene:
         known |= {"signing_key": acme.signing_key.pk, "rollout": acme.rollout.pk, "evaluation": acme.evaluation.pk}
         known |= {"budget": acme.budget.pk}
         known |= {"upload": acme.upload.public_id, "file": acme.upload.file_id, "evaluation_set": "greetings"}
-        known |= {"merge": acme.merge.pk, "filename": "config.json"}
+        known |= {"merge": acme.merge.pk, "filename": "config.json", "username": acme.user.username}
         known["pk"] = {"apikeys": acme.key.pk, "webhooks": acme.endpoint.pk}.get(endpoint.name.partition(":")[0])
         missing = [name for name in endpoint.parameters if known.get(name) is None]
         assert not missing, f"{endpoint.name}: say here what of acme's {missing} could name"

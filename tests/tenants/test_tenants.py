@@ -152,3 +152,32 @@ def test_the_command_makes_one_and_says_why_not(db: None, capsys: pytest.Capture
         call_command("create_tenant", "acme")
     with pytest.raises(CommandError, match="Lower-case"):
         call_command("create_tenant", "Acme!")
+
+
+def test_an_operator_gives_a_role_and_takes_it_away(client_of: Clients, acme: Tenant, globex: Tenant) -> None:
+    operator = client_of(None)
+    User.objects.create_user("ada")
+    for slug in ("acme", "globex"):
+        assert operator.put(f"/api/v1/tenants/{slug}/members/ada", {"role": "editor"}, format="json").status_code == 200
+    [member] = operator.get("/api/v1/tenants/acme/members").json()["results"]
+    assert (member["username"], member["role"]) == ("ada", "editor")
+    assert operator.delete("/api/v1/tenants/acme/members/ada").status_code == 204
+    assert operator.get("/api/v1/tenants/acme/members").json()["results"] == []
+    assert [str(member) for member in Member.objects.all()] == ["ada of globex"]
+    events = Event.objects.for_tenant(acme).order_by("number").values_list("action", flat=True)
+    assert list(events)[-2:] == [Action.MEMBER_ADDED, Action.MEMBER_REMOVED]
+
+
+def test_members_who_are_not_there_are_named_and_tenants_keys_reach_none(
+    client_of: Clients, acme: Tenant, globex: Tenant
+) -> None:
+    operator = client_of(None)
+    User.objects.create_user("ada")
+    missing = operator.delete("/api/v1/tenants/acme/members/ada")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_a_member")
+    assert operator.put("/api/v1/tenants/acme/members/nobody", {"role": "editor"}, format="json").status_code == 404
+    assert operator.put("/api/v1/tenants/acme/members/ada", {"role": "king"}, format="json").status_code == 400
+    assert operator.get("/api/v1/tenants/initech/members").status_code == 404
+    for key in (client_of(acme), client_of(globex)):
+        assert key.get("/api/v1/tenants/acme/members").status_code in (401, 403)
+        assert key.put("/api/v1/tenants/acme/members/ada", {"role": "owner"}, format="json").status_code in (401, 403)
