@@ -3,27 +3,32 @@
 Rows are the person's tenants' own; for an operator, everybody's.
 """
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django.contrib.admin import SimpleListFilter
+from django.contrib.admin import display as admin_display
 from django.db.models import Count, Model, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.http import urlencode
 
+from console import actors
 from console.access import access_of
 from console.verbs import Verb
 
 if TYPE_CHECKING:
     from django.contrib import admin
+    from django.contrib.admin.views.main import ChangeList
 
     ModelAdmin = admin.ModelAdmin[Any]
     TabularInline = admin.TabularInline[Any, Any]
 else:
-    from unfold.admin import ModelAdmin, TabularInline
+    from unfold.admin import ChangeList, ModelAdmin, TabularInline
 
-# Lookups that a caller could write something into which PostgreSQL refuses to parse.
-FRAGILE = ("regex", "iregex")
+# What the filters ask of the column that they are about.
+ASKED_OF_A_FILTER = re.compile(r"(__id|__pk)?(__(exact|in|isnull|isempty|gte|lt))?")
 
 
 class ConsoleAdmin(ModelAdmin):
@@ -31,7 +36,8 @@ class ConsoleAdmin(ModelAdmin):
 
     `tenant_path` leads from a row to its tenant's id; None: the rows are the operators' alone. `adds` makes a new row;
     `verbs` are what can be done to one. `found` says whether the palette looks among the rows; `icon` stands beside a
-    result there.
+    result there. `actor_field` names the column, or the property, that says who made a row: the page calls them `by`.
+    `linked` are lookups that links of ours use besides what the filters ask.
     """
 
     tenant_path: ClassVar[str | None] = None
@@ -39,6 +45,8 @@ class ConsoleAdmin(ModelAdmin):
     verbs: ClassVar[tuple[type[Verb], ...]] = ()
     found: ClassVar[bool] = True
     icon: ClassVar[str] = ""
+    actor_field: ClassVar[str] = ""
+    linked: ClassVar[tuple[str, ...]] = ()
 
     actions = None
     list_per_page = 50
@@ -58,7 +66,16 @@ class ConsoleAdmin(ModelAdmin):
         key = (self.model, object_id, from_field)
         if key not in seen:
             seen[key] = super().get_object(request, object_id, from_field)
+            if self.actor_field and seen[key] is not None:
+                actors.name([seen[key]], self.actor_field)
         return seen[key]
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> "type[ChangeList]":
+        return ConsoleList
+
+    @admin_display(description="By")
+    def by(self, obj: Any) -> str:
+        return str(obj.actor_name)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         return [name for _, options in self.get_fieldsets(request, obj) for name in options["fields"]]
@@ -89,9 +106,8 @@ class ConsoleAdmin(ModelAdmin):
         return False
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        if lookup.rpartition("__")[2] in FRAGILE:
-            return False
-        return super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
+        """Listed filters alone: a lookup on any other column would tell, question by question, what it holds."""
+        return lookup in self.linked or any(_asks(asked, lookup) for asked in self.get_list_filter(request))  # type: ignore[arg-type]
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
         """Names may be typed as they are written: `acme/support@champion` finds by its parts."""
@@ -153,6 +169,24 @@ class ConsoleAdmin(ModelAdmin):
             for verb in self.verbs
             if access.may(verb.role, self.tenant_of(obj)) and verb.applies(obj)
         ]
+
+
+class ConsoleList(ChangeList):
+    """A page of rows, and the names of those who made them."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if field := self.model_admin.actor_field:  # type: ignore[attr-defined]
+            self.result_list = list(self.result_list)
+            actors.name(self.result_list, field)
+
+
+def _asks(asked: Any, lookup: str) -> bool:
+    """Whether the filter that a page lists so would ask this lookup."""
+    if isinstance(asked, type) and issubclass(asked, SimpleListFilter):
+        return lookup == asked.parameter_name
+    field = asked if isinstance(asked, str) else asked[0]
+    return lookup.startswith(field) and ASKED_OF_A_FILTER.fullmatch(lookup.removeprefix(field)) is not None
 
 
 def counted(rows: QuerySet[Any], column: str) -> Coalesce:

@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from apikeys.models import ApiKey
 from audit.models import Event
+from console import actors
 from console.access import Access, access_of
 from inference.client import EngineClient, EngineError, Residency, Stats
 from metering.models import DailyUsage
@@ -43,11 +44,13 @@ class Count:
 
 def overview(request: HttpRequest) -> dict[str, Any]:
     access = access_of(request)
+    events = list(_of(access, Event.objects.select_related("tenant"))[:NEWEST])
+    actors.name(events, "actor")
     return {
         "counts": _counts(access),
         "versions": _versions(access).select_related("adapter__tenant").order_by("-created_at")[:NEWEST],
         "usage": _usage(access),
-        "events": _of(access, Event.objects.select_related("tenant"))[:NEWEST],
+        "events": events,
     }
 
 

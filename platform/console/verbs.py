@@ -5,10 +5,12 @@ Nothing is decided here. What a service refuses becomes an error on the form.
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from uuid import uuid4
 
 from django import forms
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -18,6 +20,9 @@ from audit.services import Actor
 from console.access import Access, access_of, actor_of
 from tenants.errors import PlatformError
 from tenants.models import Role
+
+SENT = "console_forms_sent"
+REMEMBERED = 20
 
 if TYPE_CHECKING:
     VerbView = FormView["VerbForm"]
@@ -144,9 +149,31 @@ class Verb(VerbView):
 
 
 class SecretVerb(Verb):
-    """One that ends with a secret, on the page that answers the form and nowhere else. `what` it is to people."""
+    """One that ends with a secret, on the page that answers the form and nowhere else. `what` it is to people.
+
+    That page can be reloaded, which sends the form again: a form carries a number of its own, and is carried out once.
+    """
 
     what: ClassVar[str]
+
+    def get_form(self, form_class: Any = None) -> VerbForm:
+        form = super().get_form(form_class)
+        form.fields["once"] = forms.UUIDField(required=False, initial=uuid4, widget=forms.HiddenInput)
+        return form
+
+    def form_valid(self, form: VerbForm) -> HttpResponse:
+        once = form.cleaned_data["once"]
+        if once is None:
+            return super().form_valid(form)
+        with transaction.atomic():
+            if str(once) in _sent(self.request):
+                messages.warning(self.request, f"This form was sent before, and the {self.what} was shown then.")
+                return HttpResponseRedirect(self.admin.url_of_list())
+            answer = super().form_valid(form)
+            if form.is_valid():
+                self.request.session[SENT] = [*_sent(self.request), str(once)][-REMEMBERED:]
+                self.request.session.save()
+        return answer
 
     def secret_page(self, row: Model, plaintext: str, about: str) -> HttpResponse:
         told = {
@@ -156,6 +183,14 @@ class SecretVerb(Verb):
         }
         context = self.get_context_data(object=row, plaintext=plaintext, about=about, **told)
         return TemplateResponse(self.request, "console/secret.html", context)
+
+
+def _sent(request: HttpRequest) -> list[str]:
+    """The forms that this session has sent already, read while the session's row is locked until the commit."""
+    session: Any = request.session
+    list(session.model.objects.select_for_update().filter(pk=session.session_key))
+    sent: list[str] = type(session)(session.session_key).get(SENT, [])
+    return sent
 
 
 def _add(form: VerbForm, error: ValidationError) -> None:

@@ -65,3 +65,26 @@ def test_a_key_is_rotated_and_revoked_on_the_record(desk: Client, operator: User
     again = desk.post(path(ApiKey, "revoke", new.pk))
     assert again.headers["Location"] == path(ApiKey, "change", new.pk)
     assert Event.objects.filter(action=Action.KEY_REVOKED).count() == 1
+
+
+def test_reloading_the_page_of_a_new_key_issues_no_second_one(desk: Client, acme: Tenant) -> None:
+    page = desk.get(path(ApiKey, "add"))
+    once = str(page.context["form"]["once"].value())
+    sent = {"tenant": str(acme.pk), "name": "app", "scopes": ["inference"], "expires": "", "once": once}
+    assert "name" in errors(desk.post(path(ApiKey, "add"), {**sent, "name": ""})), "a form with an error can be mended"
+    assert PLAINTEXT.search(desk.post(path(ApiKey, "add"), sent).content.decode())
+    again = desk.post(path(ApiKey, "add"), sent, follow=True)
+    assert "sent before" in again.content.decode()
+    assert not PLAINTEXT.search(again.content.decode())
+    assert ApiKey.objects.count() == 1
+    another = {**sent, "once": str(desk.get(path(ApiKey, "add")).context["form"]["once"].value())}
+    assert PLAINTEXT.search(desk.post(path(ApiKey, "add"), another).content.decode())
+
+
+def test_reloading_the_page_of_a_rotated_key_rotates_it_once(desk: Client, acme: Tenant) -> None:
+    old, _ = apikeys.issue(acme, name="app", scopes=[Scope.INFERENCE], actor=SYSTEM)
+    once = str(desk.get(path(ApiKey, "rotate", old.pk)).context["form"]["once"].value())
+    for _ in range(2):
+        desk.post(path(ApiKey, "rotate", old.pk), {"grace": "24", "once": once})
+    assert ApiKey.objects.count() == 2
+    assert Event.objects.filter(action=Action.KEY_ROTATED).count() == 1

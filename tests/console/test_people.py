@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
 from audit.models import Action, Event
+from audit.services import SYSTEM
 from audit.verification import verify
 from tenants.models import Member, Role, Tenant
+from tenants.services import add_member
 
 from .conftest import PASSWORD
 from .forms import assert_by, errors, path, recorded
+
+QUOTAS = {"quota_bytes": str(50 * 2**30), "quota_versions": "1000", "quota_uploads": "100", "quota_pins": "2"}
 
 
 def test_a_tenant_is_made_and_changed_on_the_record(desk: Client, operator: User) -> None:
@@ -19,7 +25,7 @@ def test_a_tenant_is_made_and_changed_on_the_record(desk: Client, operator: User
     tenant = Tenant.objects.get(slug="initech")
     assert answer.headers["Location"] == path(Tenant, "change", tenant.pk)
     assert_by(recorded(Action.TENANT_CREATED), operator)
-    desk.post(path(Tenant, "edit", tenant.pk), {"name": "Initech Ltd", "weight": "2"})
+    desk.post(path(Tenant, "edit", tenant.pk), {**QUOTAS, "name": "Initech Ltd", "weight": "2"})
     tenant.refresh_from_db()
     assert (tenant.name, tenant.weight, tenant.active) == ("Initech Ltd", 2.0, False)
     assert recorded(Action.TENANT_CHANGED).data["after"] == {"name": "Initech Ltd", "active": False}
@@ -91,3 +97,44 @@ def test_passwords_change_on_the_record_and_are_not_in_it(desk: Client, operator
     assert ada.check_password(new)
     assert recorded(Action.USER_PASSWORD_CHANGED).target == f"user:{ada.pk}"
     assert new not in str(list(Event.objects.values()))
+
+
+def test_a_cleared_quota_is_refused_at_its_field_and_a_changed_one_is_set(desk: Client, acme: Tenant) -> None:
+    form = {**QUOTAS, "name": "Acme", "weight": "1", "active": "on"}
+    for quota in QUOTAS:
+        assert list(errors(desk.post(path(Tenant, "edit", acme.pk), {**form, quota: ""}))) == [quota]
+    desk.post(path(Tenant, "edit", acme.pk), {**form, "quota_pins": "7"})
+    assert recorded(Action.TENANT_CHANGED).data["after"] == {"quota_pins": 7}
+
+
+def test_a_member_is_removed_on_the_record_and_sees_nothing_more(
+    desk: Client, operator: User, acme: Tenant, globex: Tenant, browser: Callable[[User], Client]
+) -> None:
+    ada, eve = (User.objects.create_user(name, is_staff=True) for name in ("ada", "eve"))
+    for user, tenant in ((ada, acme), (ada, globex), (eve, acme)):
+        add_member(tenant, user, Role.OWNER, actor=SYSTEM)
+    hers = browser(ada)
+    assert "acme" in hers.get("/tenants/tenant/").content.decode()
+    desk.post(path(Tenant, "remove-member", acme.pk), {"member": str(ada.pk)})
+    assert_by(recorded(Action.MEMBER_REMOVED), operator)
+    assert recorded(Action.MEMBER_REMOVED).data == {"username": "ada", "before": "owner"}
+    assert [str(member) for member in Member.objects.order_by("tenant__slug")] == ["eve of acme", "ada of globex"]
+    page = hers.get("/tenants/tenant/").content.decode()
+    assert "globex" in page
+    assert "acme" not in page
+    assert "member" in errors(desk.post(path(Tenant, "remove-member", acme.pk), {"member": str(ada.pk)}))
+
+
+def test_members_remove_nobody(member_of: Callable[..., Client], acme: Tenant) -> None:
+    owner = member_of(acme, Role.OWNER)
+    member = acme.members.get()
+    assert owner.post(path(Tenant, "remove-member", acme.pk), {"member": str(member.user_id)}).status_code == 403
+    assert acme.members.get() == member
+
+
+def test_names_are_shown_as_they_are_written(desk: Client, acme: Tenant, globex: Tenant) -> None:
+    xerxes = User.objects.create_user("xerxes", is_staff=True)
+    for page, name in ((path(Tenant, "change", globex.pk), "globex"), (path(User, "change", xerxes.pk), "xerxes")):
+        text = desk.get(page).content.decode().replace(">Globex<", "")  # the tenant's name, which is not its slug
+        assert name in text
+        assert name.capitalize() not in text

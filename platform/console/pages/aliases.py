@@ -10,7 +10,7 @@ from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
 from audit.services import Actor
-from console import fields, filters
+from console import actors, fields, filters
 from console.base import ConsoleAdmin
 from console.site import site
 from console.verbs import Verb, VerbForm
@@ -121,5 +121,7 @@ class AliasAdmin(ConsoleAdmin):
 
     @admin.display(description="History")
     def history_(self, alias: Alias) -> SafeString:
-        moves = alias.adapter.alias_moves.filter(alias=alias.name).select_related("from_version", "to_version")
-        return render_to_string("console/moves.html", {"moves": moves[:SHOWN_MOVES]})
+        every = alias.adapter.alias_moves.filter(alias=alias.name).select_related("from_version", "to_version")
+        moves = list(every[:SHOWN_MOVES])
+        actors.name(moves, "actor")
+        return render_to_string("console/moves.html", {"moves": moves})

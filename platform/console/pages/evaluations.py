@@ -142,12 +142,13 @@ class EvaluationSetAdmin(ConsoleAdmin):
     adds = CreateSet
     verbs = (GoRun, DeleteSet)
     icon = "checklist"
+    actor_field = "uploader"
     list_display = ("name", "tenant", "measure", "count", "runs", "created_at")
     list_select_related = ("tenant",)
     list_filter = (("tenant", filters.Row), ("measure", filters.Choices))
     search_fields = ("name", "tenant__slug")
     ordering = ("tenant__slug", "name")
-    fields = ("name", "tenant", "scores_", "measure", "count", "size_", "digest_", "uploader", "created_at")
+    fields = ("name", "tenant", "scores_", "measure", "count", "size_", "digest_", "by", "created_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         runs = counted(Evaluation.objects.all(), "set")
@@ -191,6 +192,7 @@ class EvaluationAdmin(ConsoleAdmin):
     verbs = (CancelRun,)
     inlines = (Results,)
     icon = "grading"
+    actor_field = "creator"
     list_display = ("model", "set_", "state_", "progress", "score", "created_at", "finished_at")
     list_select_related = ("set__tenant",)
     list_filter = (("state", filters.Choices), ("tenant", filters.Row), ("set", filters.Row))
@@ -198,7 +200,7 @@ class EvaluationAdmin(ConsoleAdmin):
     ordering = ("-created_at",)
     fields = (
         *("model", "set_", "version", "state_", "progress", "score", "error"),
-        *("creator", "created_at", "started_at", "finished_at"),
+        *("by", "created_at", "started_at", "finished_at"),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -14,8 +14,10 @@ from console.site import site
 class EventAdmin(ConsoleAdmin):
     tenant_path = "tenant_id"
     icon = "receipt_long"
+    actor_field = "actor"
+    linked = ("target__exact",)
     found = False  # every row of every kind has events; the list has a search of its own
-    list_display = ("created_at", "action_", "target", "actor", "tenant", "address")
+    list_display = ("created_at", "action_", "target", "by", "tenant", "address")
     list_display_links = ("created_at", "action_")
     list_select_related = ("tenant",)
     list_filter = (("action", filters.Choices), ("tenant", filters.Row), filters.ActorKind, "created_at")
@@ -23,7 +25,7 @@ class EventAdmin(ConsoleAdmin):
     search_help_text = "Target, actor, address or request id"
     ordering = ("-id",)
     fields = (
-        *("created_at", "action_", "target", "actor", "tenant", "address", "user_agent", "request_id", "data_"),
+        *("created_at", "action_", "target", "by", "actor", "tenant", "address", "user_agent", "request_id", "data_"),
         *("number", "previous_", "hash_"),
     )
 
@@ -33,10 +35,6 @@ class EventAdmin(ConsoleAdmin):
     @admin.display(description="Action", ordering="action")
     def action_(self, event: Event) -> SafeString:
         return show.action(event.action)
-
-    @admin.display(description="Actor", ordering="actor_id")
-    def actor(self, event: Event) -> str:
-        return f"{event.actor_kind}:{event.actor_id}"
 
     @admin.display(description="Data")
     def data_(self, event: Event) -> SafeString:

@@ -128,13 +128,14 @@ class RolloutAdmin(ConsoleAdmin):
     verbs = (StartRollout, PauseRollout, ResumeRollout, ApproveRollout, PromoteRollout, AbortRollout)
     inlines = (StepsInline, LooksInline)
     icon = "alt_route"
+    actor_field = "maker"
     list_display = ("name", "state_", "percent", "why", "started_at", "ended_at")
     list_filter = (("state", filters.Choices), ("adapter__tenant", filters.Row), ("adapter", filters.Row))
     search_fields = ("adapter__name", "adapter__tenant__slug", "alias")
     ordering = ("-created_at",)
     fields = (
         *("adapter", "alias", "stable", "canary", "state_", "percent", "why", "arms", "unit", "on_new", "override"),
-        *("maker", "created_at", "started_at", "entered_at", "ended_at"),
+        *("by", "created_at", "started_at", "entered_at", "ended_at"),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -39,9 +39,10 @@ class CreateTenant(Verb):
 class TenantChanges(VerbForm):
     name = fields.text(max_length=200)
     weight = fields.number(min_value=0.01, max_value=1000, help_text=WEIGHT_HELP)
-    quota_bytes = fields.whole(required=False, min_value=0, max_value=2**62, help_text="Of adapters, and coming in.")
-    quota_versions = fields.whole(required=False, min_value=0, max_value=2**31 - 1)
-    quota_uploads = fields.whole(required=False, min_value=0, max_value=2**31 - 1)
+    quota_bytes = fields.whole(min_value=0, max_value=2**62, help_text="Of adapters, and coming in.")
+    quota_versions = fields.whole(min_value=0, max_value=2**31 - 1)
+    quota_uploads = fields.whole(min_value=0, max_value=2**31 - 1)
+    quota_pins = fields.whole(min_value=0, max_value=2**15 - 1)
     active = fields.switch(help_text="An inactive tenant's keys are refused.")
 
     def prepare(self) -> None:
@@ -53,8 +54,7 @@ class ChangeTenant(Verb):
     form_class = TenantChanges
 
     def perform(self, form: VerbForm, actor: Actor) -> Model:
-        changes = {name: value for name, value in form.cleaned_data.items() if value is not None}
-        return services.change_tenant(self.target, **changes, actor=actor)
+        return services.change_tenant(self.target, **form.cleaned_data, actor=actor)
 
 
 class NewMember(VerbForm):
@@ -80,6 +80,34 @@ class AddMember(Verb):
 
     def done(self, row: Model) -> str:
         return f"The member of {row} is set."
+
+
+class Leaver(VerbForm):
+    member = fields.number_of()
+
+    def prepare(self) -> None:
+        members = self.target.members.select_related("user")
+        choices = [(member.user_id, f"{member.user}, {member.role}") for member in members]
+        self.fields["member"].choices = choices  # type: ignore[attr-defined]
+
+
+class RemoveMember(Verb):
+    slug, title, submit, icon = "remove-member", "Remove a member", "Remove", "person_remove"
+    explains = "They see nothing of the tenant from their next request on. Their account stays, and so do keys."
+    form_class = Leaver
+    danger = True
+
+    @classmethod
+    def applies(cls, target: Any) -> bool:
+        return bool(target.members.exists())
+
+    def perform(self, form: VerbForm, actor: Actor) -> Model:
+        self.user = get_user_model().objects.get(pk=form.cleaned_data["member"])
+        services.remove_member(self.target, self.user, actor=actor)
+        return self.target  # type: ignore[no-any-return]
+
+    def done(self, row: Model) -> str:
+        return f"{self.user} is no member of {row} any more."
 
 
 class GoIssueKey(Verb):
@@ -110,7 +138,7 @@ class Members(ConsoleInline):
 class TenantAdmin(ConsoleAdmin):
     tenant_path = "pk"
     adds = CreateTenant
-    verbs = (ChangeTenant, AddMember, GoIssueKey)
+    verbs = (ChangeTenant, AddMember, RemoveMember, GoIssueKey)
     icon = "domain"
     inlines = (Members,)
     list_display = ("slug", "name", "active", "weight", "adapter_count", "member_count", "created_at")
@@ -119,6 +147,7 @@ class TenantAdmin(ConsoleAdmin):
     ordering = ("slug",)
     fields = (
         *("slug", "name", "active", "weight", "quota_bytes", "quota_versions", "quota_uploads"),
+        "quota_pins",
         *("requires_signature", "id", "created_at"),
     )
 

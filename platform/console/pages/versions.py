@@ -9,6 +9,7 @@ from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.loader import render_to_string
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_exempt
 
@@ -193,21 +194,38 @@ class Annotate(Verb):
         return f"The notes of {row} are saved."
 
 
+def _twins(version: Version) -> list[Version]:
+    """The tenant's other versions of the same digest, the oldest first."""
+    same = Version.objects.filter(digest=version.digest, adapter__tenant=version.adapter.tenant_id)
+    return list(same.exclude(digest="").exclude(pk=version.pk).select_related("adapter__tenant").order_by("created_at"))
+
+
 @admin.register(Version, site=site)
 class VersionAdmin(ConsoleAdmin):
     tenant_path = "adapter__tenant_id"
     adds = UploadVersion
     verbs = (MakeStable, Annotate, Preload, Evict, Pin, Unpin, ArchiveVersion, DeleteVersion)
     icon = "inventory_2"
-    list_display = ("name", "state_", "aliases_", "digest_", "rank", "size_", "uploader", "created_at")
+    actor_field = "uploader"
+    list_display = ("name", "state_", "aliases_", "digest_", "rank", "size_", "by", "created_at")
     list_select_related = ("adapter__tenant",)
     list_filter = (("state", filters.Choices), ("adapter__tenant", filters.Row), ("adapter", filters.Row))
     search_fields = ("adapter__name", "adapter__tenant__slug", "digest")
     ordering = ("-created_at",)
     fields = (
-        *("adapter", "number", "state_", "aliases_", "findings_", "digest_whole", "signed_by", "summary_"),
+        *(
+            "adapter",
+            "number",
+            "state_",
+            "aliases_",
+            "findings_",
+            "digest_whole",
+            "same_files",
+            "signed_by",
+            "summary_",
+        ),
         *("notes", "metrics_", "place_"),
-        *("size_", "uploader", "created_at", "changed_at"),
+        *("size_", "by", "created_at", "changed_at"),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -224,6 +242,7 @@ class VersionAdmin(ConsoleAdmin):
         absent = {
             "findings_": obj is None or not obj.findings,
             "digest_whole": obj is None or not obj.digest,
+            "same_files": obj is None or not _twins(obj),
             "signed_by": obj is None or obj.signed_by_id is None,
             "summary_": obj is None or not obj.summary,
             "notes": obj is None or not obj.notes,
@@ -251,6 +270,11 @@ class VersionAdmin(ConsoleAdmin):
     @admin.display(description="Digest")
     def digest_whole(self, version: Version) -> SafeString:
         return show.code(version.digest)
+
+    @admin.display(description="Same files as")
+    def same_files(self, version: Version) -> SafeString:
+        """An upload of bytes that the tenant has already is a version of its own, and serves what the other serves."""
+        return format_html_join(", ", "{}", ((show.link(twin, str(twin)),) for twin in _twins(version)))
 
     @admin.display(description="Rank")
     def rank(self, version: Version) -> str:
