@@ -11,9 +11,9 @@ then that of all its parts together: A below A, and B beside B, zero where anoth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from adapters.base import BaseSpec
 from adapters.errors import Finding
@@ -22,6 +22,9 @@ from adapters.limits import Limits
 from adapters.matching import Placement
 from adapters.names import A, B, Key
 from adapters.peft_config import PeftConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WRAPPER: Final = ".base_layer"
 
@@ -63,6 +66,18 @@ def _stack(base: BaseSpec, placed: Mapping[str, Placement], parameter: str, know
     modules = apart if parts else (within,)
     sides = (shape.experts, shape.outputs, shape.inputs)
     return Stack(parameter, placement.rank, placement.scale, *sides, modules, parts)
+
+
+def joined(parts: int, experts: int, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """A [experts, rank, in] and B [experts, out, rank] of a file's tensors; views where those are of all experts."""
+    import torch
+
+    block: Callable[..., Tensor] = torch.block_diag
+    if parts:
+        each = [block(*b[at : at + parts]) for at in range(0, len(b), parts)]
+        return torch.cat(list(a)).view(experts, -1, a[0].shape[1]), torch.stack(each)
+    columns = b[0].view(len(b[0]), -1, experts)
+    return a[0].view(experts, -1, a[0].shape[1]), columns.permute(2, 0, 1)
 
 
 def unstacked(

@@ -1,7 +1,8 @@
 """Knows what an adapter makes of each of its base's parameters, by blocks of rows; never files' layout or models.
 
 For a linear W [out, in] that is W + scale * B @ A, and with DoRA each row of that times magnitude over its norm; for an
-embedding [rows, width] it is W + scale * (B @ A).T, with DoRA each column. A replaced parameter stands for W.
+embedding [rows, width] it is W + scale * (B @ A).T, with DoRA each column. A replaced parameter stands for W. Of a
+mixture's experts, [experts, out, in], each is a linear's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from adapters.files import CONFIG, WEIGHTS
 from adapters.header import read_header
 from adapters.limits import DEFAULT
 from adapters.merge.checkpoint import FLOATS, Stored
-from adapters.peft import Layout, LoraPair, layout, read_config
+from adapters.peft import ExpertPairs, Layout, LoraPair, layout, read_config
+from adapters.stacks import joined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of one parameter: a tensor that replaces it, a pair that is added to it, a pair whose bias is."""
+    """Of one parameter: a tensor that replaces it, a pair or those of all experts that are added to it, a pair whose
+    bias is."""
 
     replaced: str = ""
     pair: LoraPair | None = None
     bias: LoraPair | None = None
+    experts: ExpertPairs | None = None
 
 
 class Changes:
@@ -45,6 +49,7 @@ class Changes:
         }
         self._factors: dict[str, Tensor] = {}
         self._kept: tuple[str, Tensor] | None = None
+        self._joined: tuple[str, tuple[Tensor, Tensor]] | None = None
 
     @property
     def tensors(self) -> Collection[Stored]:
@@ -61,9 +66,21 @@ class Changes:
                 own *= self._embedding_factor(parameter, stored)
             elif change.pair.magnitude:
                 own *= self._row_factor(change.pair, own, start, stop)[:, None]
+        if change.experts is not None:
+            for expert in range(start, stop):
+                self.add_expert(own[expert - start], change.experts, expert)
         if change.bias is not None:
             own += change.bias.scale * self.tensor(change.bias.bias, start, stop)
         return own
+
+    def add_expert(self, own: Tensor, pairs: ExpertPairs, expert: int, first: int = 0) -> None:
+        """Bring an expert's rows from `first` on, in place, to what the adapter makes of them; float32."""
+        if self._joined is None or self._joined[0] != pairs.parameter:
+            self._joined = None
+            a, b = ([self._tensors[name].read() for name in names] for names in (pairs.a, pairs.b))
+            self._joined = pairs.parameter, joined(pairs.parts, pairs.experts, a, b)
+        inner, outer = (side[expert].float() for side in self._joined[1])
+        own.addmm_(outer[first : first + len(own)], inner, alpha=pairs.scale)
 
     def own(self, parameter: str, stored: Stored, start: int, stop: int) -> Tensor:
         """Rows of the parameter before any pair: the base's own, or what replaces them, in the base's dtype."""
@@ -131,4 +148,4 @@ def _by_parameter(plan: Layout) -> Mapping[str, Change]:
         changes[weight] = replace(changes.get(weight, Change()), pair=pair)
         if pair.bias:
             changes[bias] = replace(changes.get(bias, Change()), bias=pair)
-    return changes
+    return changes | {pairs.parameter: Change(experts=pairs) for pairs in plan.experts}

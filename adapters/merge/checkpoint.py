@@ -121,6 +121,15 @@ class Checkpoint:
         source = self.source(parameter)
         return source if isinstance(source, Stored) else None
 
+    def experts(self, parameter: str) -> list[list[Stored]] | None:
+        """Of a parameter of experts that is made of one tensor for each of their linears, those by linear and expert.
+        None where it is a tensor of its own."""
+        source = self.source(parameter)
+        if not isinstance(source, Fused):
+            return None
+        patterns = source.converter.source_patterns
+        return [[stored for pattern, stored in source.parts if pattern == each] for each in patterns]
+
 
 def read_checkpoint(source: str) -> Checkpoint:
     """The checkpoint at `source`, a folder or a hub id; of its weights nothing is read but the headers.

@@ -22,6 +22,7 @@ from adapters.manifest import File
 from adapters.merge.changes import Change, Changes
 from adapters.merge.checkpoint import FLOATS, INDEX, Checkpoint, Stored, read_checkpoint
 from adapters.merge.writing import Entry, Progress, appearing, floats, silent, sweep_parts, write_safetensors
+from adapters.peft import ExpertPairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,11 +48,14 @@ BESIDE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor of the result: `stored` as the adapter changes it where it changes `parameter`, else as it is."""
+    """A tensor of the result: `stored` as the adapter changes it where it changes `parameter`, else as it is. Of a
+    parameter of experts that the files hold apart, `expert` and its `part` say which of them it is."""
 
     name: str
     stored: Stored
     parameter: str
+    expert: int = -1
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,11 @@ def plan_merge(adapter: Path, base: BaseSpec, source: str, *, shard: int = SHARD
     changes = Changes(adapter, base)
     untied = _untied(changes.parameters, base, checkpoint)
     _refuse(changes, base, checkpoint)
-    outputs = [Output(stored.name, stored, _parameter(checkpoint, stored)) for stored in checkpoint.tensors.values()]
+    apart = {output.name: output for output in _apart(changes, checkpoint)}
+    outputs = [
+        apart.get(stored.name) or Output(stored.name, stored, _parameter(checkpoint, stored))
+        for stored in checkpoint.tensors.values()
+    ]
     if untied:
         twins = (f"{base.input_embedding}.weight", f"{base.head}.weight")
         missing = [twin for twin in twins if twin not in checkpoint.parameters]
@@ -144,32 +152,52 @@ def _untied(changes: Mapping[str, Change], base: BaseSpec, checkpoint: Checkpoin
 
 
 def _refuse(changes: Changes, base: BaseSpec, checkpoint: Checkpoint) -> None:
-    for pairs in changes.layout.experts:
-        message = (
-            f"The adapter changes {pairs.parameter}, all experts at once, which the base's files may hold apart; such "
-            "adapters are served, but not merged here: merge it with PEFT's merge_and_unload."
-        )
-        raise Unmergeable("fused-experts", message, tensor=pairs.parameter)
     for parameter, change in changes.parameters.items():
+        if change.experts is not None:
+            _refuse_experts(change.experts, checkpoint)
+            continue
         if parameter not in base.parameters:
             message = (
                 f"The adapter trained a bias for {parameter.removesuffix('.bias')} (lora_bias), which has none in this "
                 "base model, so a merged checkpoint can't hold it; train with lora_bias=false."
             )
             raise Unmergeable("needs-bias", message, tensor=parameter)
-        stored = checkpoint.alone(parameter)
-        if stored is None:
-            message = f"{parameter} is a part of another tensor in the base's files, so it can't be changed there."
-            raise Unmergeable("fused-tensor", message, tensor=parameter)
-        if stored.dtype not in FLOATS:
-            message = f"{parameter} is quantised in the base's files; merge into the checkpoint it was quantised from."
-            raise Unmergeable(
-                "quantised-base", message, tensor=parameter, expected="F32, F16, BF16", found=stored.dtype
-            )
-        if stored.shape != base.parameters[parameter]:
-            message = f"{parameter} isn't what it was when the base model was registered; register the base again."
-            raise Unmergeable("base-changed", message, tensor=parameter, found=str(list(stored.shape)))
+        _refuse_stored(parameter, checkpoint.alone(parameter), base.parameters[parameter])
         assert change.bias is None or parameter in base.vectors
+
+
+def _refuse_stored(parameter: str, stored: Stored | None, shape: tuple[int, ...]) -> None:
+    if stored is None:
+        message = f"{parameter} is a part of another tensor in the base's files, so it can't be changed there."
+        raise Unmergeable("fused-tensor", message, tensor=parameter)
+    if stored.dtype not in FLOATS:
+        message = f"{parameter} is quantised in the base's files; merge into the checkpoint it was quantised from."
+        raise Unmergeable("quantised-base", message, tensor=parameter, expected="F32, F16, BF16", found=stored.dtype)
+    if stored.shape != shape:
+        message = f"{parameter} isn't what it was when the base model was registered; register the base again."
+        raise Unmergeable("base-changed", message, tensor=parameter, found=str(list(stored.shape)))
+
+
+def _refuse_experts(pairs: ExpertPairs, checkpoint: Checkpoint) -> None:
+    """All of them in one tensor, or each one's linears in one each."""
+    parts = checkpoint.experts(pairs.parameter)
+    if parts is None:
+        _refuse_stored(pairs.parameter, checkpoint.alone(pairs.parameter), (pairs.experts, pairs.outputs, pairs.inputs))
+        return
+    for part in parts:
+        if len(part) != pairs.experts or pairs.outputs % len(parts):
+            message = f"{pairs.parameter} has other experts than when the base was registered; register it again."
+            raise Unmergeable("base-changed", message, tensor=pairs.parameter, found=str(len(part)))
+        for stored in part:
+            _refuse_stored(pairs.parameter, stored, (pairs.outputs // len(parts), pairs.inputs))
+
+
+def _apart(changes: Changes, checkpoint: Checkpoint) -> Iterator[Output]:
+    """The experts' linears that the files hold apart and the adapter changes."""
+    for pairs in changes.layout.experts:
+        for at, part in enumerate(checkpoint.experts(pairs.parameter) or ()):
+            for expert, stored in enumerate(part):
+                yield Output(stored.name, stored, pairs.parameter, expert, at)
 
 
 def _parameter(checkpoint: Checkpoint, stored: Stored) -> str:
@@ -240,11 +268,21 @@ def _changed(plan: Plan, output: Output) -> Iterator[Tensor]:
 
     dtype = getattr(torch, FLOATS[output.stored.dtype])
     for start, stop in output.stored.blocks():
-        rows = plan.changes.rows(output.parameter, output.stored, start, stop).to(dtype)
+        rows = _rows(plan, output, start, stop).to(dtype)
         if not bool(torch.isfinite(rows).all()):
             message = f"{output.parameter} with the adapter in it exceeds what {output.stored.dtype} can hold."
             raise Unmergeable("overflow", message, tensor=output.parameter, found=output.stored.dtype)
         yield rows
+
+
+def _rows(plan: Plan, output: Output, start: int, stop: int) -> Tensor:
+    """Float32."""
+    pairs = plan.changes.parameters[output.parameter].experts
+    if pairs is None or output.expert < 0:
+        return plan.changes.rows(output.parameter, output.stored, start, stop)
+    rows = output.stored.read(start, stop).float()
+    plan.changes.add_expert(rows, pairs, output.expert, output.part * output.stored.rows + start)
+    return rows
 
 
 def _copied(stored: Stored) -> Iterator[bytes]:

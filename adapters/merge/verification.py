@@ -163,7 +163,11 @@ class Streamed:
         """A parameter whole."""
         source = self._checkpoint.source(parameter)
         if isinstance(source, Fused):
-            return source.read(parameter, self._model).float()
+            value = source.read(parameter, self._model).float()
+            if self._changes is not None and (pairs := self._change(parameter).experts) is not None:
+                for expert in range(pairs.experts):
+                    self._changes.add_expert(value[expert], pairs, expert)
+            return value
         stored = self._stored(parameter)
         return self._values(parameter, stored, 0, stored.rows)
 

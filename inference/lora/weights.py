@@ -22,6 +22,7 @@ from adapters.header import read_header
 from adapters.limits import DEFAULT
 from adapters.manifest import Turn
 from adapters.peft import ExpertPairs, Layout, LoraPair, layout, read_config
+from adapters.stacks import joined
 from inference.lora import dora
 
 ALIGNMENT = 64  # bytes; a cache line
@@ -193,15 +194,9 @@ class _Reader:
 
     def _experts(self, stack: ExpertPairs) -> Pair:
         """Views where the file has all experts in one tensor; `_packed` lays them out."""
-        a, b = ([self._tensor(name) for name in names] for names in (stack.a, stack.b))
-        if stack.parts:
-            with self._turn():
-                block: Callable[..., Tensor] = torch.block_diag
-                joined_a = torch.cat(a).view(stack.experts, stack.rank, stack.inputs)
-                each = [block(*b[at : at + stack.parts]) for at in range(0, len(b), stack.parts)]
-            return (*_alike(joined_a, torch.stack(each)), stack.scale)
-        columns = b[0].view(stack.outputs, stack.rank, stack.experts)
-        return (*_alike(a[0].view(stack.experts, stack.rank, stack.inputs), columns.permute(2, 0, 1)), stack.scale)
+        with self._turn():
+            a, b = ([self._tensor(name) for name in names] for names in (stack.a, stack.b))
+            return (*_alike(*joined(stack.parts, stack.experts, a, b)), stack.scale)
 
     def _shift(
         self, module: str, own: Mapping[str, Tensor], factor: Tensor | None = None, extra: Tensor | None = None

@@ -29,6 +29,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 8, "tie_word_embeddings": True},
     "phi3": {},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from inference.lora.experts import LoraExperts
+from inference.lora.weights import read
 from tests.inference.conftest import MIXTURES
 from tests.inference.test_variants import compare
 
@@ -96,3 +98,73 @@ def test_dropout_changes_nothing_once_training_is_over(workshop: Any, tmp_path: 
     prompt = workshop.prompt(9)
     driver = workshop.engine(base, adapters)
     assert [driver.answer(prompt, "with")] == base.answers(without, [prompt], 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_pairs_are_widened_as_peft_does(workshop: Any, dtype: torch.dtype) -> None:
+    base = workshop.base("qwen3_moe")
+    configs = {name: variants("qwen3_moe")[name] for name in ("usual", "router")}
+    compare(
+        workshop,
+        base,
+        {name: workshop.adapter(base, f"mix-{name}-{dtype}", dtype, **config) for name, config in configs.items()},
+    )
+
+
+def test_a_retrained_router_is_served(workshop: Any) -> None:
+    base = workshop.base("olmoe")
+    config = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp.gate"]}
+    compare(workshop, base, made(workshop, base, {"saved": config, "experts": variants("olmoe")["experts"]}))
+
+
+def test_experts_stay_exact_through_prefix_hits_preemption_and_eviction(workshop: Any) -> None:
+    base = workshop.base("qwen3_moe")
+    adapters = made(workshop, base, variants("qwen3_moe"))
+    prompts = [workshop.prompt(33) + workshop.prompt(length, seed=1) for length in (3, 9)]
+    driver = workshop.engine(base, adapters, slots=2, blocks=10, patience=0.0)
+    expected = {name: base.answers(adapters.get(name), prompts, 30) for name in ("", *adapters)}
+
+    for _ in range(2):
+        asked = {name: [driver.submit(p, name, max_tokens=30) for p in prompts] for name in ("", *adapters)}
+        driver.run()
+        for name, sequences in asked.items():
+            assert [driver.tokens(sequence) for sequence in sequences] == expected[name], name or "base"
+
+    assert driver.scheduler.preemptions > 0
+    assert driver.slots.tally.evictions > 0
+    assert any(sequence.cached for sequence in driver.begun())
+
+
+def test_a_slot_keeps_nothing_of_a_mixtures_adapter(workshop: Any) -> None:
+    base = workshop.base("qwen2_moe")
+    adapters = made(workshop, base, {name: variants("qwen2_moe")[name] for name in ("router", "down", "attention")})
+    prompts = [workshop.prompt(9)]
+    driver = workshop.engine(base, adapters, slots=1)
+    for name in ("mix-router", "mix-down", "mix-attention", "", "mix-router", ""):
+        assert [driver.answer(prompts[0], name, max_tokens=4)] == base.answers(adapters.get(name), prompts, 4), name
+        assert driver.model.sites.rare == ({0} if name in ("mix-router", "mix-down") else set())
+        driver.engine.ask(lambda name=name: driver.slots.evict(name))
+        driver.run()
+    experts = [module for module in driver.model.network.modules() if isinstance(module, LoraExperts)]
+    assert len(experts) == 3
+    for module in experts:
+        for parameter in ("gate_up_proj", "down_proj"):
+            assert not module.table(parameter).any
+            assert not any(module.table(parameter).pairs)
+    assert not any(module._forward_hooks for module in experts)
+
+
+def test_what_experts_take_is_counted_to_the_byte(workshop: Any) -> None:
+    """Where the pairs lie together the file holds as much as the device; apart they are joined, zeros and all."""
+    base = workshop.base("qwen3_moe")
+    model = workshop.engine(base).model
+    for name in ("experts", "up", "down"):
+        (adapter,) = made(workshop, base, {name: variants("qwen3_moe")[name]}).values()
+        weights = read(adapter, model.spec, model.device, model.sites.frozen)
+        tensors = [
+            tensor for pairs in (weights.experts, weights.pairs) for a, b, _ in pairs.values() for tensor in (a, b)
+        ]
+        assert weights.buffer is not None
+        assert weights.nbytes == weights.buffer.nbytes
+        assert 0 <= weights.nbytes - sum(tensor.nbytes for tensor in tensors) < 64 * len(tensors)
+        assert len(weights.starts) == len(tensors)

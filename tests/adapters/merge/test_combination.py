@@ -205,6 +205,16 @@ def test_what_has_no_weighted_sum_is_refused_by_name(
     assert refusal(lambda: open_part("x", 1.0, folder, spec_of("llama"), str(base_folder("llama")))) == rule
 
 
+@pytest.mark.parametrize("parameter", ["experts.down_proj", "gate.weight"])
+def test_experts_and_routers_are_refused_by_name(
+    parameter: str, trained: Trained, base_folder: Folders, spec_of: Specs
+) -> None:
+    folder, _ = trained("qwen3_moe", target_parameters=[parameter])
+    assert refusal(lambda: open_part("x", 1.0, folder, spec_of("qwen3_moe"), str(base_folder("qwen3_moe")))) == (
+        "combines-experts"
+    )
+
+
 def test_ranks_that_do_not_fit_are_refused_as_in_peft(
     merged: Callable[..., tuple[dict[str, Pair], Path]], peft_merged: Callable[..., dict[str, Pair]]
 ) -> None:

@@ -1,5 +1,6 @@
 """An adapter in its base model: what is written answers as PEFT does, or nothing is."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -75,6 +77,52 @@ def test_every_architecture_that_is_served_can_be_merged(
     plan = plan_merge(adapter, spec_of(architecture), str(base_folder(architecture)))
     write(plan, tmp_path / "out")
     assert checked(plan, tmp_path / "out").deviation < 1e-5
+    assert apart(tmp_path / "out", model) < 1e-5
+
+
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"target_modules": "all-linear"},
+    "qwen3_moe": {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
+    "granitemoe": {"target_modules": [], "target_parameters": [*EXPERTS, "router.weight"], "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("original", [True, False], ids=["as-published", "as-loaded"])
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_experts_and_routers_are_merged_whether_the_files_hold_them_apart_or_together(
+    architecture: str, original: bool, base_folder: Folders, spec_of: Specs, trained: Trained, tmp_path: Path
+) -> None:
+    own = LOADER.from_pretrained(base_folder(architecture), dtype=torch.float32)
+    own.save_pretrained(tmp_path / "base", save_original_format=original)
+    adapter, model = trained(architecture, tmp_path / "base", **MIXTURES[architecture])
+    plan = plan_merge(adapter, spec_of(architecture), str(tmp_path / "base"), shard=SMALL_SHARDS)
+    write(plan, tmp_path / "out")
+    agreement = checked(plan, tmp_path / "out")
+    assert agreement.deviation < 1e-5 < 0.1 < agreement.effect
+    assert apart(tmp_path / "out", model) < 1e-5
+    names = {stored.name for stored in plan.checkpoint.tensors.values()}
+    assert names == set(tensors(tmp_path / "out")) == set(tensors(tmp_path / "base"))
+    assert any(".experts.0." in name for name in names) == (original and architecture != "granitemoe")
+
+
+def test_experts_that_were_trained_apart_are_merged_as_peft_reads_them(
+    base_folder: Folders, spec_of: Specs, tmp_path: Path
+) -> None:
+    base, pairs = str(base_folder("qwen3_moe")), {}
+    sides = {"gate_proj": (24, 32), "up_proj": (24, 32), "down_proj": (32, 24)}
+    for layer, expert, (part, (outputs, inputs)) in itertools.product(range(2), range(4), sides.items()):
+        name = f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{part}"
+        pairs[f"{name}.lora_A.weight"] = torch.randn(2, inputs)
+        pairs[f"{name}.lora_B.weight"] = torch.randn(outputs, 2)
+    (tmp_path / "adapter").mkdir()
+    save_file(pairs, tmp_path / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": list(sides), "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    plan = plan_merge(tmp_path / "adapter", spec_of("qwen3_moe"), base)
+    write(plan, tmp_path / "out")
+    assert checked(plan, tmp_path / "out").deviation < 1e-5
+    model = PeftModel.from_pretrained(LOADER.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter").eval()
     assert apart(tmp_path / "out", model) < 1e-5
 
 
