@@ -6,7 +6,11 @@ popularity and hundreds of tenants. Each case runs twice on the same arrivals: f
 is what the fair queue does when all requests are one tenant's).
 
 The fairness bound is that of Sheng et al. (OSDI 2024), theorem 4.4: while two tenants are both backlogged, the service
-they had differs by at most 2 max(w_p * longest prompt, w_q * tokens that fit in the batch), per unit of weight.
+they had differs by at most 2 max(w_p * longest prompt, w_q * tokens that fit in the batch), per unit of weight. The
+theorem knows nothing of tenants whose requests all run; since rows are given back, a tenant that waits falls behind
+those too by a bounded amount (`arrears`): a quantum, a prompt, and what the batch is given in the least of turns.
+
+`--flood`: a tenant that holds every row and has requests queued, and another that asks now and then.
 """
 
 import argparse
@@ -27,6 +31,7 @@ from inference.engine.blocks import BlockPool
 from inference.engine.fairness import OUTPUT_COST, PROMPT_COST
 from inference.engine.scheduler import Begun, Ended, Limits, Plan, Sampled, Scheduler, Token
 from inference.engine.sequence import Sequence
+from inference.engine.yielding import QUANTUM, TURN
 from inference.lora.slots import SlotPool
 from inference.lora.weights import AdapterWeights
 
@@ -63,11 +68,20 @@ class Arrival:
 
 @dataclass
 class Outcome:
-    """first: seconds to the first token, by tenant. gap: of weighted service, the widest between backlogged tenants."""
+    """first: seconds to the first token, by tenant. gap: of weighted service, the widest between backlogged tenants.
+
+    steps: to the first token, by tenant, the one under way at its arrival included. arrears: the most by which a tenant
+    that waited fell behind one that ran or waited. tokens: computed for prompts the first time, and generated.
+    """
 
     first: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    steps: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     gap: float = 0.0
     bound: float = 0.0
+    arrears: float = 0.0
+    arrears_bound: float = 0.0
+    tokens: int = 0
+    yields: int = 0
     finished: int = 0
     seconds: float = 0.0
     loads: int = 0
@@ -80,17 +94,26 @@ class Outcome:
 class Simulation:
     """The scheduler, block pool and slot pool of production; the clock, the loads and the tokens are simulated."""
 
-    def __init__(self, cost: Cost, *, fair: bool, slots: int = 16, rows: int = 32, tokens: int = 32768) -> None:
+    def __init__(
+        self,
+        cost: Cost,
+        *,
+        fair: bool,
+        slots: int = 16,
+        rows: int = 32,
+        tokens: int = 32768,
+        quantum: float = QUANTUM,
+    ) -> None:
         self._now = 0.0
         self._cost = cost
         self._fair = fair
         self._loading: list[tuple[float, int, Future[AdapterWeights]]] = []
         self._order = itertools.count()
         self._slots = SlotPool(slots, self, self._load, 1.0, self._clock)
-        limits = Limits(4096, 10, rows, 512, waiting=10**6, waiting_per_share=10**6)
+        limits = Limits(4096, 10, rows, 512, waiting=10**6, waiting_per_share=10**6, quantum=quantum)
         self._scheduler = Scheduler(limits, BlockPool(tokens // BLOCK, BLOCK), self._slots, clock=self._clock)
         self._arrival: dict[Sequence, Arrival] = {}
-        self._waiting_first: set[Sequence] = set()
+        self._waiting_first: dict[Sequence, int] = {}  # by the steps before it
         self._service: dict[str, float] = defaultdict(float)
         self._queued: dict[str, int] = defaultdict(int)
         self._since: dict[str, dict[str, float]] = {}
@@ -108,6 +131,7 @@ class Simulation:
         outcome, coming = Outcome(), 0
         outcome.bound = 2 * max(PROMPT_COST * max(a.prompt for a in arrivals), OUTPUT_COST * self._tokens)
         outcome.bound /= min(a.weight for a in arrivals)
+        outcome.arrears_bound = self._arrears_bound(arrivals)
         while coming < len(arrivals) or self._scheduler.live:
             while coming < len(arrivals) and arrivals[coming].at <= self._now:
                 self._submit(arrivals[coming])
@@ -117,6 +141,7 @@ class Simulation:
             if not self._step(outcome):
                 self._now = self._next(arrivals[coming].at if coming < len(arrivals) else None)
         outcome.seconds, outcome.loads = self._now, self._slots.tally.misses
+        outcome.yields = self._scheduler.yields
         return outcome
 
     def _step(self, outcome: Outcome) -> bool:
@@ -136,11 +161,13 @@ class Simulation:
             case Begun():
                 self._queued[arrival.tenant] -= 1
                 self._service[arrival.tenant] += PROMPT_COST * arrival.prompt / arrival.weight
+                outcome.tokens += arrival.prompt
             case Token():
                 self._service[arrival.tenant] += OUTPUT_COST / arrival.weight
+                outcome.tokens += 1
                 if sequence in self._waiting_first:
-                    self._waiting_first.remove(sequence)
                     outcome.first[arrival.tenant].append(self._now - arrival.at)
+                    outcome.steps[arrival.tenant].append(self._steps + 1 - self._waiting_first.pop(sequence))
             case Ended():
                 outcome.finished += 1
                 del self._arrival[sequence]
@@ -155,6 +182,7 @@ class Simulation:
         self._steps += 1
         if self._steps % LOOK == 0:
             outcome.gap = max([outcome.gap, *self._gaps()])
+            outcome.arrears = max([outcome.arrears, *self._arrears()])
 
     def _gaps(self) -> Iterator[float]:
         tenants = list(self._since)  # in the order in which they became backlogged
@@ -164,6 +192,18 @@ class Simulation:
             for earlier in tenants[:place]:
                 yield abs(mine - (self._service[earlier] - then.get(earlier, 0.0)))
 
+    def _arrears(self) -> Iterator[float]:
+        """How far each tenant that waits is behind each other one, since it began to wait."""
+        for tenant, then in self._since.items():
+            mine = self._service[tenant] - then.get(tenant, 0.0)
+            for other, service in self._service.items():
+                yield service - then.get(other, 0.0) - mine
+
+    def _arrears_bound(self, arrivals: list[Arrival]) -> float:
+        limits = self._scheduler.limits
+        rows = limits.rows * (QUANTUM + OUTPUT_COST * (TURN + 2))
+        return (PROMPT_COST * max(a.prompt for a in arrivals) + rows) / min(a.weight for a in arrivals)
+
     def _submit(self, arrival: Arrival) -> None:
         prompt = [1] * arrival.prompt
         share = arrival.tenant if self._fair else ""
@@ -171,7 +211,7 @@ class Simulation:
         number, salt = next(self._order), str(next(self._order))
         sequence = Sequence(number, prompt, sampling, arrival.adapter, share, arrival.weight, salt)
         self._arrival[sequence] = arrival
-        self._waiting_first.add(sequence)
+        self._waiting_first[sequence] = self._steps - (arrival.at < self._now)
         self._queued[arrival.tenant] += 1
         self._scheduler.add(sequence)
 

@@ -304,6 +304,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
                 "prompt_tokens_total": engine.prompt_tokens,
                 "generated_tokens_total": engine.generated_tokens,
                 "preemptions_total": scheduler.preemptions,
+                "yields_total": scheduler.yields,
                 "adapter_loads_total": slots.tally.loads,
                 "adapter_evictions_total": slots.tally.evictions,
                 "adapter_load_failures_total": self._loader.failures,

@@ -6,8 +6,8 @@ hash and may be leased again). The law of the pool: free + cached + leased == to
 
 import hashlib
 import struct
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Sequence
 
 
 def root(digest: str, salt: str) -> bytes:
@@ -88,6 +88,11 @@ class BlockPool:
                     self._cached[block] = self._hash_of[block]
                 else:
                     self._free.append(block)
+
+    def freed_by(self, leases: Iterable[Sequence[int]]) -> int:
+        """How many blocks more would be available without these leases."""
+        counts = Counter(block for lease in leases for block in lease)
+        return sum(self._refs[block] == count for block, count in counts.items())
 
     def check(self) -> None:
         """Assert the law of the pool and that every known hash names the block that bears it."""

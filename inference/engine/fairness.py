@@ -8,7 +8,7 @@ of the last that waited if none does. So nobody saves up service, neither by idl
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from inference.engine.sequence import Sequence
 
@@ -67,15 +67,18 @@ class FairQueue:
     def charge(self, sequence: Sequence, cost: float) -> None:
         self._served[sequence.share] += cost / sequence.weight
 
-    def in_order(self) -> Iterator[Sequence]:
-        """Waiting sequences, the least served share's first, each share's in its line. May be admitted on the way."""
+    def in_order(self, passed: Container[str] = ()) -> Iterator[Sequence]:
+        """Waiting sequences, the least served share's first, each share's in its line. May be admitted on the way.
+
+        passed: shares whose lines are not followed any further; the caller may add to it on the way.
+        """
         lines = [iter(tuple(line)) for line in self._lines.values()]
         heads = [self._head(line, place) for line in lines if (place := next(line, None))]
         heapq.heapify(heads)
         while heads:
             _, _, sequence, line = heapq.heappop(heads)
             yield sequence
-            if place := next(line, None):
+            if sequence.share not in passed and (place := next(line, None)):
                 heapq.heappush(heads, self._head(line, place))
 
     def _lift(self, share: str) -> None:

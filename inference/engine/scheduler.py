@@ -8,14 +8,16 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from inference.client import Sampling
 from inference.engine.blocks import BlockPool
 from inference.engine.fairness import OUTPUT_COST, FairQueue
 from inference.engine.sequence import BASE, Sequence
+from inference.engine.yielding import QUANTUM, TURN, Yielding, least_turn
 from inference.errors import EngineBusy, EngineError, InvalidRequest, NonFinite, PromptTooLong
 from inference.lora.slots import SlotPool
 
@@ -24,7 +26,8 @@ from inference.lora.slots import SlotPool
 class Limits:
     """batch_tokens and rows bound one step, waiting and waiting_per_share the queue.
 
-    batch_tokens are tokens of the base; those of an adapter cost more (`cost.token_cost`).
+    batch_tokens are tokens of the base; those of an adapter cost more (`cost.token_cost`). quantum: by how much service
+    for each row a share is ahead before it gives way to another (`yielding`); infinite, nobody ever does.
     """
 
     context: int
@@ -33,6 +36,7 @@ class Limits:
     batch_tokens: int = 512
     waiting: int = 4096
     waiting_per_share: int = 1024
+    quantum: float = QUANTUM
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,32 @@ class Plan:
     @property
     def adapters(self) -> int:
         return len({row.sequence.slot for row in self.rows} - {BASE})
+
+
+@dataclass
+class Step:
+    """A plan in the making: the rows so far, and what is left of the budget."""
+
+    budget: float
+    rows: dict[Sequence, Row] = field(default_factory=dict)
+    lent: float = 0.0
+
+    def add(self, row: Row, cost: float) -> None:
+        self.rows[row.sequence] = row
+        self.budget -= cost
+
+    def drop(self, sequence: Sequence, cost: float) -> None:
+        """cost: of each of its tokens."""
+        row = self.rows.pop(sequence, None)
+        if row is not None:
+            paid = min(self.lent, row.count * cost)
+            self.lent -= paid
+            self.budget += row.count * cost - paid
+
+    def lend(self) -> None:
+        """Whatever decoding costs, prefill goes on: a token's cost at least is there for it."""
+        self.lent = max(0.0, 1.0 - self.budget)
+        self.budget += self.lent
 
 
 @dataclass(frozen=True)
@@ -129,7 +159,9 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.live: set[Sequence] = set()  # waiting or running
         self.events: list[Event] = []
+        self.yielding = Yielding(self.queue, self.running, limits.rows * limits.quantum)
         self.preemptions = 0
+        self.yields = 0  # those of the preemptions that made way for a share that had less
         self._deadlines: list[tuple[float, int, Sequence]] = []  # a heap, of those that may not wait for ever
         self._stops = stops
         self._clock = clock
@@ -177,29 +209,21 @@ class Scheduler:
         self._end(sequence, "failed", error)
 
     def plan(self) -> Plan:
-        """One step: a token of every decoding sequence, then chunks of prefill, then newcomers in fair order."""
+        """One step: a token of every decoding sequence, then prefill and newcomers in fair order."""
         self._fail_unloadable()
         self._fail_late()
-        budget = float(self.limits.batch_tokens)
-        rows: list[Row] = []
-        for sequence in [sequence for sequence in self.running if sequence.remaining == 1]:
-            if sequence in self.running:  # an earlier row's need may have preempted it
-                budget -= self._extend(sequence, budget, rows)
-        budget = max(budget, 1.0)  # whatever decoding costs, prefill goes on
-        for sequence in [sequence for sequence in self.running if sequence.remaining > 1]:
-            if sequence in self.running and budget > 0:
-                budget -= self._extend(sequence, budget, rows)
-        for sequence in self.queue.in_order():
-            if budget <= 0 or len(self.running) >= self.limits.rows:
+        step = Step(float(self.limits.batch_tokens))
+        self._go_on([sequence for sequence in self.running if sequence.remaining == 1], step)
+        step.lend()
+        served, passed = self.queue.served, set[str]()
+        prefills = sorted((s for s in self.running if s.remaining > 1), key=lambda s: served(s.share), reverse=True)
+        for newcomer in self.queue.in_order(passed):
+            while prefills and not self.yielding.outranks(newcomer, prefills[-1]):
+                self._go_on([prefills.pop()], step)
+            if step.budget <= 0 or not self._invite(newcomer, step, passed):
                 break
-            if self._seat(sequence):
-                taken = self._extend(sequence, budget, rows, preempt=False) if self._is_room_for(sequence) else 0.0
-                if not taken:
-                    self._unseat(sequence)
-                    break  # memory is short: nobody overtakes the one whose turn it is
-                self._admit(sequence)
-                budget -= taken
-        return Plan(tuple(sorted(rows, key=lambda row: row.sequence.slot)))
+        self._go_on(reversed(prefills), step)
+        return Plan(tuple(sorted(step.rows.values(), key=lambda row: row.sequence.slot)))
 
     def commit(self, plan: Plan, output: Seq[Sampled | None]) -> None:
         """Take in a step's tokens: `output` has one entry a row, None where the row does not sample."""
@@ -240,37 +264,108 @@ class Scheduler:
             if sequence in self.live and not sequence.begun:
                 self.fail(sequence, EngineBusy("The request waited for its turn as long as it may."))
 
-    def _extend(self, sequence: Sequence, budget: float, rows: list[Row], *, preempt: bool = True) -> float:
-        """Give a sequence a row and the blocks for its next tokens, one at least; what that takes of the budget."""
-        cost = self.slots.cost(sequence.slot) if sequence.slot != BASE else 1.0
-        count = min(sequence.remaining, max(1, int(budget / cost)))
+    def _go_on(self, sequences: Iterable[Sequence], step: Step) -> None:
+        for sequence in sequences:
+            if step.budget <= 0 and sequence.remaining > 1:
+                break
+            if sequence in self.running:  # an earlier row's need may have preempted it
+                self._extend(sequence, step)
+
+    def _invite(self, newcomer: Sequence, step: Step, passed: set[str]) -> bool:
+        """Admit who waits, if there is a row and room or if others give way. False ends the step's admissions.
+
+        Where nobody gives way to it for a row, its share is `passed`; where memory is short, nobody overtakes it.
+        """
+        full = len(self.running) >= self.limits.rows
+        if full and next(self.yielding.to(newcomer), None) is None:
+            passed.add(newcomer.share)
+            return self.yielding.outranks_any(newcomer)
+        if not self._seat(newcomer):
+            self._clear_slot_for(newcomer, step)
+            return True
+        leaving = self._way_for(newcomer)
+        if leaving is None:
+            self._unseat(newcomer)
+            return False
+        for sequence in leaving:
+            self._give_way(sequence, step)
+        self._extend(newcomer, step)
+        self._admit(newcomer, drove=bool(leaving))
+        return True
+
+    def _way_for(self, newcomer: Sequence) -> list[Sequence] | None:
+        """Who has to leave so that a newcomer has a row and room; None if those who give way are too few.
+
+        What it takes of their memory they compute again, so it costs them no more than they are ahead.
+        """
+        leaving: list[Sequence] = []
+        taken = 0 if self._is_room_for(newcomer, ()) else self._missing(newcomer) * self.blocks.size
+        yielding = self.yielding.to(newcomer, OUTPUT_COST * taken)
+        while len(self.running) - len(leaving) >= self.limits.rows or not self._is_room_for(newcomer, leaving):
+            sequence = next(yielding, None)
+            if sequence is None:
+                return None
+            leaving.append(sequence)
+        return leaving
+
+    def _is_room_for(self, newcomer: Sequence, leaving: Seq[Sequence]) -> bool:
+        """Whether all of its tokens so far find blocks, and all of each that stays and one more.
+
+        Else it would drive others out at their next token. Who begins may take the memory of those who leave; who has
+        begun finds its own again or waits until there is some, so that two who are too large for one pool take no
+        turns in computing everything again.
+        """
+        staying = self.running if newcomer.begun else [other for other in self.running if other not in leaving]
+        if not staying:
+            return True
+        freed = 0 if newcomer.begun else self.blocks.freed_by(sequence.blocks for sequence in leaving)
+        needed = self._missing(newcomer) + sum(max(1, self._missing(other)) for other in staying)
+        return self.blocks.available + freed >= needed
+
+    def _missing(self, sequence: Sequence) -> int:
+        return self.blocks.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+
+    def _clear_slot_for(self, newcomer: Sequence, step: Step) -> None:
+        """If a slot is drained for a newcomer's adapter and all who run there give way to it, they do so now."""
+        slot = self.slots.drained_for(newcomer.digest)
+        if slot is not None:
+            on_it = [sequence for sequence in self.running if sequence.slot == slot.index]
+            if set(on_it) <= set(self.yielding.to(newcomer, self._price)):
+                for sequence in on_it:
+                    self._give_way(sequence, step)
+
+    def _give_way(self, sequence: Sequence, step: Step) -> None:
+        """To a share that had less: back to its line, with its blocks known as long as memory lasts."""
+        self.running.remove(sequence)
+        self._drive_out(sequence, step)
+        self.yields += 1
+
+    def _extend(self, sequence: Sequence, step: Step) -> None:
+        """Give a sequence a row and the blocks for its next tokens, one at least; others may lose theirs for it."""
+        cost = self._cost(sequence)
+        count = min(sequence.remaining, max(1, int(step.budget / cost)))
         missing = self.blocks.blocks_for(sequence.computed + count) - len(sequence.blocks)
         while (leased := self.blocks.lease(missing)) is None:
-            if not preempt or not self._preempt_for(sequence, rows):
-                return 0.0
+            if not self._preempt_for(sequence, step):
+                return
         sequence.blocks += leased
-        rows.append(Row(sequence, sequence.computed, count))
-        return count * cost
+        step.add(Row(sequence, sequence.computed, count), count * cost)
 
-    def _is_room_for(self, sequence: Sequence) -> bool:
-        """Whether all of its tokens so far find blocks, and each that runs one more: else it would drive others out."""
-        missing = self.blocks.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
-        return not self.running or self.blocks.available >= missing + len(self.running)
+    def _cost(self, sequence: Sequence) -> float:
+        return self.slots.cost(sequence.slot) if sequence.slot != BASE else 1.0
 
-    def _preempt_for(self, sequence: Sequence, rows: list[Row]) -> bool:
+    def _preempt_for(self, sequence: Sequence, step: Step) -> bool:
         """Take the least entitled one's blocks; False when that is `sequence` itself. The first admitted goes on."""
         assert len(self.running) > 1, "a sequence that runs alone has all blocks"
-        victim = self.running.pop(max(range(1, len(self.running)), key=self._claims))
-        rows[:] = [row for row in rows if row.sequence is not victim]
-        self._unseat(victim)
-        self.queue.push(victim)
-        self.preemptions += 1
+        victim = self.running.pop(max(range(1, len(self.running)), key=self.yielding.claims))
+        self._drive_out(victim, step)
         return victim is not sequence
 
-    def _claims(self, place: int) -> tuple[float, int, int]:
-        """How little entitled to go on is who runs at this place: by its share's service, then by its own turn."""
-        sequence = self.running[place]
-        return self.queue.served(sequence.share), sequence.priority, place
+    def _drive_out(self, sequence: Sequence, step: Step) -> None:
+        step.drop(sequence, self._cost(sequence))
+        self._unseat(sequence)
+        self.queue.push(sequence)
+        self.preemptions += 1
 
     def _seat(self, sequence: Sequence) -> bool:
         """Pin a newcomer's slot and lease the blocks of its known prefix; False while its adapter is not resident."""
@@ -278,7 +373,7 @@ class Scheduler:
             slot = self.slots.pin(sequence.digest)
             if slot is None:
                 sequence.cold |= not sequence.begun
-                self.slots.want(sequence.digest, self._left_on)
+                self.slots.want(sequence.digest, partial(self._left_on, waiting=sequence))
                 return False
             sequence.slot = slot
         size = self.blocks.size
@@ -295,7 +390,9 @@ class Scheduler:
             self.slots.unpin(sequence.slot)
             sequence.slot = BASE
 
-    def _admit(self, sequence: Sequence) -> None:
+    def _admit(self, sequence: Sequence, *, drove: bool) -> None:
+        """drove: others gave way to it."""
+        sequence.stays_until = least_turn(sequence, drove=drove)
         self.queue.admit(sequence)
         self.running.append(sequence)
         if not sequence.begun:
@@ -335,5 +432,12 @@ class Scheduler:
     def _waits(self, digest: str) -> bool:
         return any(sequence.digest == digest for sequence in self.queue.in_order())
 
-    def _left_on(self, slot: int) -> int:
-        return sum(sequence.left for sequence in self.running if sequence.slot == slot)
+    @property
+    def _price(self) -> float:
+        """What the whole batch is given in two turns: the price of a slot, which is empty while its adapter comes."""
+        return 2 * OUTPUT_COST * TURN * self.limits.rows
+
+    def _left_on(self, slot: int, waiting: Sequence | None = None) -> int:
+        """Tokens still to be generated on a slot before it is free, if those who can give way to `waiting` do."""
+        leaving = set(self.yielding.to(waiting, self._price)) if waiting is not None else set()
+        return sum(sequence.left for sequence in self.running if sequence.slot == slot and sequence not in leaving)

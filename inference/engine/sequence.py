@@ -34,6 +34,7 @@ class Sequence:
     cold: bool = False  # it waited for its adapter
     charged: bool = False
     begun: bool = False  # its first admission was announced
+    stays_until: int = 0  # so many tokens are generated before it gives way to a share that had less
     random: Random = field(init=False)
     _hashes: list[bytes] = field(init=False)
 

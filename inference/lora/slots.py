@@ -136,6 +136,10 @@ class SlotPool:
             self._bring_on(digest, left, UNASKED * self._patience if crowded else self._patience)
         return failures
 
+    def drained_for(self, digest: str) -> Slot | None:
+        """The slot that will be the adapter's as soon as its last sequence has left."""
+        return next((slot for slot in self.slots if slot.heir == digest and slot.pins), None)
+
     def evict(self, digest: str) -> None:
         """Empty the adapter's slot, held or not: now, or after its last sequence."""
         self.let_go(digest)

@@ -96,6 +96,9 @@ class Bench:
     def ended(self, sequence: Sequence) -> Ended | None:
         return next((e for e in self.events if isinstance(e, Ended) and e.sequence is sequence), None)
 
+    def waiting(self) -> set[Sequence]:
+        return self.scheduler.live - set(self.scheduler.running)
+
     def begun(self) -> list[Sequence]:
         return [event.sequence for event in self.events if isinstance(event, Begun)]
 

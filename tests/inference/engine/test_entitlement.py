@@ -1,5 +1,6 @@
 """Whose turn it is, who gives way when memory is short, and who has waited too long."""
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +83,7 @@ def test_however_short_memory_is_the_first_admitted_goes_on_and_all_end(
 ) -> None:
     """15 blocks are what the longest request needs for itself."""
     draw = random.Random(seed)
-    engine = bench(blocks=blocks, rows=6)
+    engine = bench(blocks=blocks, rows=6, quantum=math.inf)
     asked = []
     for _ in range(24):
         place = {"weight": draw.choice([0.5, 1.0, 4.0]), "priority": draw.randint(-1, 1)}
@@ -99,7 +100,7 @@ def test_however_short_memory_is_the_first_admitted_goes_on_and_all_end(
 def test_who_may_not_wait_longer_is_told_so_wherever_it_stands_in_a_line_that_does_not_move(
     bench: Callable[..., Any],
 ) -> None:
-    engine = bench(rows=1)
+    engine = bench(rows=1, quantum=math.inf)
     running, patient = engine.submit(tokens=30), engine.submit()
     hurried = engine.submit(start_by=1.0)
     stranger = engine.submit(share="globex", start_by=1.2)
