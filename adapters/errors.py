@@ -16,11 +16,14 @@ AdapterError
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
+
+from adapters.folding import folded
 
 SHOWN_CHARACTERS = 500
 SHOWN_FINDINGS = 200
+SHOWN_VALUES = 3
 
 
 def printable(text: str, limit: int = SHOWN_CHARACTERS) -> str:
@@ -32,9 +35,11 @@ def printable(text: str, limit: int = SHOWN_CHARACTERS) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason for a refusal. `rule` is a stable kebab-case code; `message` one sentence that a person can act on.
+    """One thing to say of an upload. `rule` is a stable kebab-case code; `message` one sentence to act on.
 
-    `severity`: an `error` refuses; a `note` says something about the errors.
+    `severity`: an `error` refuses; a `warning` says what may not be meant so, a `note` what else is to be known.
+    `tensor`: the tensor or module that it is about, with which such a message begins (`about`); `count`: of how many it
+    is said, which `tensor` then tells in short.
     """
 
     rule: str
@@ -42,11 +47,52 @@ class Finding:
     tensor: str = ""
     expected: str = ""
     found: str = ""
-    severity: Literal["error", "note"] = "error"
+    severity: Literal["error", "warning", "note"] = "error"
+    count: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            object.__setattr__(self, field.name, printable(getattr(self, field.name)))
+            if isinstance(value := getattr(self, field.name), str):
+                object.__setattr__(self, field.name, printable(value))
+
+    @classmethod
+    def about(cls, subject: str, rule: str, what: str, expected: str = "", found: str = "") -> Finding:
+        """One of a kind that many tensors or modules may have; `fold` makes one of them all."""
+        return cls(rule, f"{subject}: {what}", subject, expected, found)
+
+    @property
+    def what(self) -> str:
+        """The message without whom it is about."""
+        return self.message.removeprefix(f"{self.tensor}: ")
+
+
+def fold(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The same with one finding where a rule says the same of many, at the place of the first."""
+    kinds: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.rule, finding.severity, finding.what), []).append(finding)
+    return tuple(_one(kind) for kind in kinds.values())
+
+
+def _one(kind: list[Finding]) -> Finding:
+    first = kind[0]
+    if len(kind) == 1 or not first.tensor:
+        return first
+    subjects, count = folded(finding.tensor for finding in kind), sum(finding.count for finding in kind)
+    return replace(
+        first,
+        message=f"In {count} places ({subjects}): {first.what}",
+        tensor=subjects,
+        expected=_values(finding.expected for finding in kind),
+        found=_values(finding.found for finding in kind),
+        count=count,
+    )
+
+
+def _values(values: Iterable[str]) -> str:
+    """What differs, in short."""
+    different = list(dict.fromkeys(values))
+    return ", ".join(different[:SHOWN_VALUES]) + (" …" if len(different) > SHOWN_VALUES else "")
 
 
 class AdapterError(Exception):
@@ -54,10 +100,10 @@ class AdapterError(Exception):
 
 
 class Rejected(AdapterError):
-    """An upload is refused. `findings` holds every reason, at most SHOWN_FINDINGS and then how many more there are."""
+    """An upload is refused. `findings` holds every reason, folded; at most SHOWN_FINDINGS and how many are left."""
 
     def __init__(self, findings: Iterable[Finding]) -> None:
-        found = tuple(findings)
+        found = fold(findings)
         assert found, "a refusal needs a reason"
         self.findings = found[:SHOWN_FINDINGS]
         if hidden := len(found) - len(self.findings):

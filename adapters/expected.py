@@ -44,24 +44,24 @@ def unserved(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]
             yield Finding("unmatched-module", message, name, f"a module of {base.architecture}", name)
     for module in (*placed, *(parameter.rpartition(".")[0] for parameter in whole)):
         if routed(module):
-            message = (
-                f"This adapter changes {module}, an expert that this base model keeps as a linear of its own, which "
-                f"isn't served; leave {module.rpartition('.')[2]} out of target_modules."
+            what = (
+                "this adapter changes an expert that this base model keeps as a linear of its own, which isn't served; "
+                f"leave {module.rpartition('.')[2]} out of target_modules."
             )
-            yield Finding("unsupported-experts", message, module, "modules outside of experts", module)
+            yield Finding.about(module, "unsupported-experts", what, "modules outside of experts")
     if config.lora_bias:
         for module in placed:
             if module in base.embeddings:
-                message = f"lora_bias can't be trained on the embedding {module}; set lora_bias=false."
-                yield Finding("malformed-config", message, module)
+                what = "lora_bias can't be trained on an embedding; set lora_bias=false."
+                yield Finding.about(module, "malformed-config", what)
     for parameter in whole:
         module = parameter.rpartition(".")[0]
         if parameter in base.vectors and module not in base.linears and base.vectors[parameter] != base.hidden_size:
-            message = (
-                f"{CONFIG} has {parameter} retrained, which isn't served: of modules that are neither linear nor "
+            what = (
+                f"{CONFIG} has it retrained, which isn't served: of modules that are neither linear nor "
                 "embedding only norms over the hidden size are; leave it out."
             )
-            yield Finding("unsupported-module", message, parameter, f"[{base.hidden_size}]", parameter)
+            yield Finding.about(parameter, "unsupported-module", what, f"[{base.hidden_size}]")
 
 
 def _pairs(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> Iterator[tuple[Key, Wanted]]:

@@ -46,7 +46,7 @@ def unexpected(name: str) -> Finding:
 
 def missing(name: str) -> Finding:
     return Finding(
-        "missing-file", f"{name} is missing; upload both files that PEFT's save_pretrained writes.", found=name
+        "missing-file", f"{name} is missing; upload both files that PEFT's save_pretrained writes.", expected=name
     )
 
 

@@ -118,7 +118,7 @@ def _tensor(name: str, entry: Any, data: int, findings: list[Finding]) -> Tensor
     """One entry as a Tensor, or None and a finding."""
 
     def refuse(rule: str, message: str, expected: str = "", found: Any = "") -> None:
-        findings.append(Finding(rule, f"Tensor {name}: {message}", name, expected, _shown(found)))
+        findings.append(Finding.about(name, rule, message, expected, _shown(found)))
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         refuse("malformed-header", "its entry must hold dtype, shape and data_offsets, and nothing else.")
@@ -154,8 +154,8 @@ def _layout(tensors: list[Tensor], data: int, size: int) -> list[Finding]:
     for tensor in tensors:
         if tensor.start != position:
             rule = "overlap" if tensor.start < position else "gap"
-            message = f"Tensor {tensor.name}: there is a {rule} between its bytes and the ones before; save it again."
-            findings.append(Finding(rule, message, tensor.name, f"start at {position}", f"start at {tensor.start}"))
+            what = f"there is a {rule} between its bytes and the ones before; save the adapter again."
+            findings.append(Finding.about(tensor.name, rule, what, f"start at {position}", f"start at {tensor.start}"))
         position = max(position, tensor.end)
     if position > size:
         message = f"{WEIGHTS} ends before its last tensor does; upload the whole file."

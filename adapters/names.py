@@ -74,6 +74,6 @@ def foreign(name: str) -> Finding:
     """Why a tensor that nothing asks for can't be served."""
     for mark, (rule, why) in _FOREIGN.items():
         if mark in name:
-            return Finding(rule, f"Tensor {name} can't be served: {why}.", name)
-    message = f"Tensor {name} isn't one that PEFT writes for LoRA; save the adapter with save_pretrained."
-    return Finding("unknown-tensor", message, name, "base_model.model.<module>.lora_A.weight and the like", name)
+            return Finding.about(name, rule, f"the tensor can't be served: {why}.")
+    what = "the tensor isn't one that PEFT writes for LoRA; save the adapter with save_pretrained."
+    return Finding.about(name, "unknown-tensor", what, "base_model.model.<module>.lora_A.weight and the like")

@@ -197,17 +197,17 @@ def _unmatched(
         if name not in known and routed(name):
             yield not_fused(name, base)
         elif name not in known:
-            message = f"The base model has no linear {name}; upload the adapter for the base model it was trained on."
-            yield Finding("unmatched-module", message, name, f"a linear of {base.architecture}", name)
+            what = "the base model has no such module; upload the adapter for the base model it was trained on."
+            yield Finding.about(name, "unmatched-module", what, f"a module of {base.architecture}")
         elif name not in placed and name.rpartition(".")[2] in base.fused:
-            message = (
-                f"{WEIGHTS} changes {name}, but PEFT with Transformers 5 takes its name for an expert's and leaves "
-                "it out; train it again with these versions, or merge it with the older ones."
+            what = (
+                "PEFT with Transformers 5 takes its name for an expert's and leaves it out; train the adapter again with "
+                "these versions, or merge it with the older ones."
             )
-            yield Finding("untargeted-module", message, name, "a target of the config", name)
+            yield Finding.about(name, "untargeted-module", what, "a target of the config")
         elif name not in placed:
-            message = f"{WEIGHTS} changes {name}, but {CONFIG} doesn't target it; upload the two files of one adapter."
-            yield Finding("untargeted-module", message, name, "a target of the config", name)
+            what = f"{WEIGHTS} changes it, but {CONFIG} doesn't target it; upload the two files of one adapter."
+            yield Finding.about(name, "untargeted-module", what, "a target of the config")
 
 
 def _unasked(
@@ -217,10 +217,8 @@ def _unasked(
     for key, tensor in found.items():
         if key not in wanted and (_is_whole(key) or key.module in placed):
             kind = PARTS[key.part.removeprefix(WRAPPED)]
-            message = (
-                f"Tensor {tensor.name} is of {kind}, which {CONFIG} doesn't name; upload two files of one adapter."
-            )
-            yield Finding("untargeted-tensor", message, tensor.name, "a tensor that the config asks for", key.part)
+            what = f"the tensor is of {kind}, which {CONFIG} doesn't name; upload the two files of one adapter."
+            yield Finding.about(tensor.name, "untargeted-tensor", what, "a tensor that the config asks for", key.part)
 
 
 def _misfits(found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base: BaseSpec) -> Iterator[Finding]:
@@ -229,8 +227,8 @@ def _misfits(found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base: Ba
         if (tensor := found.get(key)) is not None:
             yield from _misfit(key, tensor, want)
         elif want.needed:
-            message = f"{CONFIG} asks for {key.part} of {key.module}, but {WEIGHTS} lacks it; upload the whole adapter."
-            yield Finding("missing-tensor", message, written(key), str(list(want.shape)), "nothing")
+            what = f"{CONFIG} asks for this tensor, but {WEIGHTS} lacks it; upload the whole adapter."
+            yield Finding.about(written(key), "missing-tensor", what, str(list(want.shape)), "nothing")
 
 
 def _misfit(key: Key, tensor: Tensor, want: Wanted) -> Iterator[Finding]:
@@ -238,17 +236,14 @@ def _misfit(key: Key, tensor: Tensor, want: Wanted) -> Iterator[Finding]:
         return
     expected_shape, shape = str(list(want.shape)), str(list(tensor.shape))
     if len(tensor.shape) != len(want.shape):
-        message = f"Tensor {tensor.name} has not {len(want.shape)} dimensions; gather sharded weights before saving."
-        yield Finding("shape", message, tensor.name, expected_shape, shape)
+        what = f"the tensor has not {len(want.shape)} dimensions; gather sharded weights before saving."
+        yield Finding.about(tensor.name, "shape", what, expected_shape, shape)
     elif any(a != b for at, (a, b) in enumerate(zip(tensor.shape, want.shape, strict=True)) if at != want.rank_at):
-        module = key.module
-        message = (
-            f"Tensor {tensor.name} doesn't fit the base model's {module}; upload it for the one it was trained on."
-        )
-        yield Finding("wrong-base-model", message, tensor.name, expected_shape, shape)
+        what = "the tensor doesn't fit this base model; upload the adapter for the one it was trained on."
+        yield Finding.about(tensor.name, "wrong-base-model", what, expected_shape, shape)
     else:
-        message = f"Tensor {tensor.name} has another rank than {CONFIG} says; upload the two files of one adapter."
-        yield Finding("rank-mismatch", message, tensor.name, expected_shape, shape)
+        what = f"the tensor has another rank than {CONFIG} says; upload the two files of one adapter."
+        yield Finding.about(tensor.name, "rank-mismatch", what, expected_shape, shape)
 
 
 def _pair(module: str, placement: Placement, base: BaseSpec, found: Mapping[Key, Tensor]) -> LoraPair:

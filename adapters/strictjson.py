@@ -1,13 +1,19 @@
-"""Knows how to read JSON that someone else wrote: bounded, no duplicate keys, no NaN. Nothing of adapters."""
+"""Knows how to read JSON that someone else wrote: bounded, no duplicate keys, no NaN, no text that databases refuse.
+Nothing of adapters."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Any, Final
+
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+"""What UTF-8 or PostgreSQL has no place for, though JSON can spell it, as an escape alone."""
+_SUSPICIOUS: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class NotStrictJson(ValueError):
-    """`rule` is the finding's code: malformed-json or duplicate-key."""
+    """`rule` is the finding's code: malformed-json, duplicate-key or bad-text."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
@@ -17,7 +23,10 @@ class NotStrictJson(ValueError):
 def loads(raw: bytes) -> Any:
     """Parse UTF-8 JSON. The caller bounds len(raw). Raises NotStrictJson."""
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if _SUSPICIOUS.search(raw):
+            _refuse_bad_text(document)
+        return document
     except NotStrictJson:
         raise
     except RecursionError as error:
@@ -37,3 +46,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise NotStrictJson("malformed-json", f"{name} isn't JSON")
+
+
+def _refuse_bad_text(document: Any) -> None:
+    """Look at every key and every string, wherever they lie."""
+    waiting = [("", document)]
+    while waiting:
+        place, value = waiting.pop()
+        match value:
+            case str() if found := _UNSTORABLE.search(value):
+                what = "a zero character" if found[0] == "\0" else "half of a surrogate pair"
+                where = f"{place[:200]} holds" if place else "it holds"
+                raise NotStrictJson("bad-text", f"{where} {what} ({ascii(found[0])[1:-1]}), which no text may")
+            case dict():
+                for key, item in value.items():
+                    waiting += [
+                        (f"the key {ascii(key)[:100]} in {place or 'the object'}", key),
+                        (_at(place, key), item),
+                    ]
+            case list():
+                waiting += [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+
+
+def _at(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else key

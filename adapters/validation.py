@@ -109,8 +109,8 @@ def _non_finite(source: BinaryIO, tensors: Iterable[Tensor]) -> Iterator[Finding
     """One finding for each tensor that holds a NaN or an infinity. Reads CHUNK bytes at a time."""
     for tensor in tensors:
         if (position := first_non_finite(source, tensor)) is not None:
-            message = f"Tensor {tensor.name} holds a NaN or an infinity; train the adapter again and watch its loss."
-            yield Finding("non-finite", message, tensor.name, "finite numbers", f"element {position}")
+            what = "the tensor holds a NaN or an infinity; train the adapter again and watch its loss."
+            yield Finding.about(tensor.name, "non-finite", what, "finite numbers", f"element {position}")
 
 
 def first_non_finite(source: BinaryIO, tensor: Tensor) -> int | None:

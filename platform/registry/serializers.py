@@ -31,13 +31,14 @@ class NewAdapter(Strict):
     base_model = serializers.CharField(max_length=255, required=False, help_text="Default: the one that is served.")
 
 
-class FindingShape(serializers.Serializer[dict[str, str]]):
-    """One reason for a refusal, as adapters.errors.Finding has it."""
+class FindingShape(serializers.Serializer[dict[str, Any]]):
+    """One thing to say of an upload, as adapters.errors.Finding has it."""
 
     rule = serializers.CharField(help_text="Stable, in kebab-case.")
-    severity = serializers.ChoiceField(choices=["error", "note"], default="error")
+    severity = serializers.ChoiceField(choices=["error", "warning", "note"], default="error")
     message = serializers.CharField(help_text="One sentence for a person.")
-    tensor = serializers.CharField(default="")
+    tensor = serializers.CharField(default="", help_text="The tensor or module; of several, which, in short.")
+    count = serializers.IntegerField(default=1, help_text="Of how many tensors or modules this is said.")
     expected = serializers.CharField(default="")
     found = serializers.CharField(default="")
 

@@ -103,7 +103,7 @@ def test_an_embedding_is_compared_and_what_is_beside_the_product_is_named(tmp_pa
 
 
 def test_a_config_that_is_large_or_odd_is_shown_in_short(tmp_path: Path) -> None:
-    odd = {"revision": "x" * 5000, "base_model_name_or_path": "\ud800"}
+    odd = {"revision": "x" * 5000, "base_model_name_or_path": "\u202e"}
     found = compare(written(tmp_path / "one", tensors()), written(tmp_path / "two", tensors(), **odd))
     assert len(found.config["revision"][1]) < 1100
     assert found.config["base_model_name_or_path"][1].isascii()

@@ -218,4 +218,4 @@ def test_an_adapter_for_another_architecture_is_refused_with_the_modules_names(
     with pytest.raises(Rejected) as refusal:
         validate(tmp_path, describe(str(base_folder("llama"))))
     assert refusal.value.rules[0] == "wrong-base-model"
-    assert "model.layers.0.self_attn.qkv_proj" in str(refusal.value)
+    assert "layers 0-1: self_attn.qkv_proj" in str(refusal.value)

@@ -275,11 +275,36 @@ def test_fields_of_other_loaders_have_no_place_here(name: str) -> None:
         (b'{"peft_type": "LORA", "r": ' + b"1" * 5_000 + b"}", "malformed-json"),
         (b'{"peft_type": "LORA", "r": 1, "r": 8}', "duplicate-key"),
         (b'{"peft_type": "LORA", "rank_pattern": {"q": 1, "q": 2}}', "duplicate-key"),
+        (b'{"peft_type": "LORA", "revision": "a\\u0000b"}', "bad-text"),
+        (b'{"peft_type": "LORA", "rank_pattern": {"\\ud800": 1}}', "bad-text"),
+        (b'{"peft_type": "LORA", "target_modules": ["q", "\\uDFFF"]}', "bad-text"),
+        (b'"\\udc00\\ud800"', "bad-text"),
         (b" " * (2**20 + 1), "config-too-large"),
     ],
 )
 def test_what_is_no_config_is_refused(raw: bytes, rule: str) -> None:
     assert rules(raw) == (rule,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "place"),
+    [
+        ("base_model_name_or_path", "acme/\0base", "base_model_name_or_path holds a zero character"),
+        ("revision", "\ud83d", "revision holds half of a surrogate pair"),
+        ("target_modules", ["q_proj", "v\0"], "target_modules[1] holds a zero character"),
+        ("loftq_config", {"a": [{"b": "\udfff"}]}, "loftq_config.a[0].b holds half"),
+        ("alpha_pattern", {"q\0": 1}, "the key 'q\\x00' in alpha_pattern holds a zero character"),
+    ],
+)
+def test_text_that_no_database_takes_is_refused_with_its_place(field: str, value: Any, place: str) -> None:
+    with pytest.raises(Rejected) as refusal:
+        read_config(config_bytes(**{field: value}))
+    assert refusal.value.rules == ("bad-text",)
+    assert place in refusal.value.findings[0].message
+
+
+def test_whole_surrogate_pairs_are_text_like_any_other() -> None:
+    assert read_config(config_bytes(base_model_name_or_path="acme/\U0001f600")).base_model == "acme/\U0001f600"
 
 
 def test_an_infinite_alpha_cannot_be_written_in_json_either() -> None:

@@ -23,7 +23,7 @@ from tests.adapters.test_hostile import GOOD, UPLOADS, hostile_archives
 Commits = Callable[..., AbstractContextManager[Any]]
 Files = list["ContentFile[bytes]"]
 LeftBehind = Callable[[], set[str]]
-KEYS = {"rule", "severity", "message", "tensor", "expected", "found"}
+KEYS = {"rule", "severity", "message", "tensor", "expected", "found", "count"}
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Versions never change; their states follow the arrows; a validation that was killed is done again."""
 
+import json
+import shutil
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,6 +15,7 @@ from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from adapters.errors import Rejected
 from adapters.manifest import Manifest
 from adapters.store import Store
 from audit.models import Event
@@ -31,7 +34,7 @@ from registry.services import (
     upload_version,
     validate_version,
 )
-from registry.services.validation import ATTEMPTS, STALE
+from registry.services.validation import ATTEMPTS, STALE, cell
 from tenants.models import Tenant
 
 Clients = Callable[..., APIClient]
@@ -163,6 +166,41 @@ def test_an_upload_that_kills_its_worker_every_time_is_rejected_at_last(
     version.refresh_from_db()
     assert version.findings[0]["rule"] == "validation-failed"
     assert left_behind() == set()
+
+
+@pytest.mark.parametrize("told", ["summary", "finding"])
+def test_a_report_that_the_database_does_not_take_ends_in_a_rejection(
+    told: str, acme: Tenant, push: Push, left_behind: LeftBehind, monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Commits,
+) -> None:  # fmt: skip
+    version = push(acme, "support", validate=False)
+
+    def unstorable(files: list[Path], work: Path, spec: Any) -> dict[str, Any]:
+        if told == "summary":
+            shutil.copy(next(file for file in files if file.suffix == ".json"), work)
+            return {"base_model": "a\0b"}
+        refusal = Rejected.because("path", "Bad.")
+        object.__setattr__(refusal.findings[0], "found", "\0")
+        raise refusal
+
+    monkeypatch.setattr(cell, "examine", unstorable)
+    with django_capture_on_commit_callbacks(execute=True):
+        assert validate_version(version.pk) == State.REJECTED
+    version.refresh_from_db()
+    assert [finding["rule"] for finding in version.findings] == ["report-unstorable"]
+    assert {name for name in left_behind() if name.startswith("quarantine")} == set()
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_text_that_no_database_takes_is_rejected_with_its_place(
+    text: str, acme: Tenant, push: Push, folder: Path
+) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": text}))
+    version = push(acme, "support", folder)
+    assert version.state == State.REJECTED
+    assert [finding["rule"] for finding in version.findings] == ["bad-text"]
+    assert "base_model_name_or_path" in version.findings[0]["message"]
 
 
 def test_an_upload_whose_files_are_gone_is_rejected(acme: Tenant, push: Push) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.db import DataError, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -37,6 +37,8 @@ ATTEMPTS = 5
 STALE = timedelta(minutes=6)  # longer than the task's time limit
 FORGOTTEN = timedelta(hours=1)  # longer than files take from the quarantine's door to their version's row
 
+UNSTORABLE = Finding("report-unstorable", "What was found in the files can't be kept; save the adapter again.")
+
 cell = Cell()
 
 
@@ -51,6 +53,8 @@ def validate_version(version_id: UUID) -> State | None:
         return _examine(version)
     except Rejected as refusal:
         return _reject(version, refusal.findings)
+    except DataError:
+        return _reject(version, (UNSTORABLE,))
     except (OSError, ValueError) as error:
         if not Version.objects.pending().filter(pk=version_id).exists():
             return None  # another worker settled it and took the files away, or is about to
@@ -134,8 +138,16 @@ def _check_quota(tenant: Tenant) -> None:
         raise Rejected.because("quota-exceeded", str(error), expected=f"at most {limit}", found=used) from error
 
 
-@transaction.atomic
 def _reject(version: Version, findings: tuple[Finding, ...]) -> State | None:
+    """A report that the database doesn't take is no reason to go on validating."""
+    try:
+        return _report(version, findings)
+    except DataError:
+        return _report(version, (UNSTORABLE,))
+
+
+@transaction.atomic
+def _report(version: Version, findings: tuple[Finding, ...]) -> State | None:
     report = [asdict(finding) for finding in findings]
     if not _settle(version, State.REJECTED, findings=report):
         return None
