@@ -1,8 +1,8 @@
-"""Knows how to take an adapter's files out of an untrusted .zip or .tar.gz; never what is in them.
+"""Knows how to take an adapter's two files out of an untrusted .zip or .tar.gz; never what is in them.
 
-Members are judged one by one before a byte of them is written, and only the expected names are ever created: an
-archive's paths never reach the file system. Sizes are counted while unpacking, since what an archive claims may be
-a lie.
+An archive is gone through twice: all members are judged by name, kind and size before a byte is written, and of the
+folder that holds the adapter only the two files are. An archive's paths never reach the file system. Sizes are counted
+while unpacking, since what an archive claims may be a lie.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Final, Protocol
 
 from adapters.errors import Rejected
-from adapters.files import CHUNK, CONFIG, DROPPED, EXPECTED, WEIGHTS, missing, open_regular, unexpected
+from adapters.files import CHUNK, CONFIG, EXPECTED, WEIGHTS, open_regular
 from adapters.limits import DEFAULT, KIB, MIB, Limits
+from adapters.selection import choose
 
 _FREE: Final = 4 * MIB
 """Unpacking to this much is never a bomb: text and zeros shrink a lot."""
 _ZIP_END: Final = 22
 _ZIP64_LOCATOR: Final = 20
+_ZIP_ENTRY: Final = 400  # bytes of one in the directory, with a path of usual length
 _MEMBER_HEADERS: Final = 16 * KIB
+_PATH: Final = 1_000  # characters
 _UNREADABLE: Final = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -40,35 +45,84 @@ _UNREADABLE: Final = (
     OverflowError,
 )
 
+Parts = tuple[str, ...]
+"""A member's path: its folders and its name."""
 
-def unpack(source: Path, into: Path, limits: Limits = DEFAULT) -> tuple[Path, ...]:
-    """Write the adapter's two files from the archive at `source` into the folder `into`; return their paths.
 
-    The files may lie at the archive's root or together in one folder. Raises Rejected for anything else, and then
-    `into` is as it was before; raises FileExistsError rather than replace a file.
+@dataclass(frozen=True)
+class _Member:
+    parts: Parts
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+Members = Callable[[IO[bytes], Limits], Generator[_Member]]
+"""The plain files of an archive, each judged. Raises Rejected."""
+
+
+def unpack(source: Path, into: Path, limits: Limits = DEFAULT) -> tuple[str, ...]:
+    """Write the adapter's two files from the archive at `source` into the folder `into`; return what else there was.
+
+    They lie together in any folder, above those of all other adapters (checkpoints) in the archive. Raises Rejected for
+    anything else, and then `into` is as it was before; raises FileExistsError rather than replace a file.
     """
     with _all_or_nothing(into) as written, open_regular(source) as stream:
-        target = _Target(into, written, _Allowance(limits, os.fstat(stream.fileno()).st_size), limits)
         try:
-            _unpack(stream, target)
+            members = _kind(stream)
+            packed = os.fstat(stream.fileno()).st_size
+            paths = _listed(members, stream, packed, limits)
+            folder = choose(paths)
+            _check_spellings(folder, paths)
+            _extract(members, stream, folder, _Target(into, written, packed, limits))
         except NotImplementedError as error:
             raise _damaged("it uses a compression that isn't taken") from error
         except _UNREADABLE as error:
             raise _damaged(str(error) or type(error).__name__) from error
-        target.finish()
-        return tuple(into / name for name in EXPECTED)
+        taken = [(*folder, name) for name in EXPECTED]
+        return tuple("/".join(path) for path in paths if path not in taken and not _is_litter(path))
 
 
-def _unpack(stream: IO[bytes], target: _Target) -> None:
+def _kind(stream: IO[bytes]) -> Members:
     magic = stream.read(4)
-    stream.seek(0)
     if magic.startswith(b"PK\x03\x04"):
-        _unzip(stream, target)
-    elif magic.startswith(b"\x1f\x8b"):
-        _untar(stream, target)
-    else:
-        message = f"The upload is neither a .zip nor a .tar.gz; upload one of those, or {CONFIG} and {WEIGHTS}."
-        raise Rejected.because("unknown-archive", message)
+        return _zip_members
+    if magic.startswith(b"\x1f\x8b"):
+        return _tar_members
+    message = f"The upload is neither a .zip nor a .tar.gz; upload one of those, or {CONFIG} and {WEIGHTS}."
+    raise Rejected.because("unknown-archive", message)
+
+
+def _listed(members: Members, stream: IO[bytes], packed: int, limits: Limits) -> list[Parts]:
+    """The paths of all files. Raises Rejected where they would take more than an archive of this size may."""
+    paths, left = [], max(_FREE, limits.ratio * packed)
+    stream.seek(0)
+    for member in members(stream, limits):
+        paths.append(member.parts)
+        left -= member.size
+        if left < 0:
+            message = f"The archive unpacks to more than {limits.ratio} times its size; upload the two files instead."
+            raise Rejected.because("archive-bomb", message, expected=f"at most {limits.ratio} times {packed} bytes")
+    return paths
+
+
+def _check_spellings(folder: Parts, paths: list[Parts]) -> None:
+    """Two files that some file systems would take for one leave open which of them is meant."""
+    spelt = [path[-1] for path in paths if path[:-1] == folder and path[-1].casefold() in EXPECTED]
+    if len(spelt) > len(EXPECTED):
+        message = "The archive has a file of the adapter more than once, or in several spellings; pack each once."
+        raise Rejected.because("duplicate-name", message, found=", ".join(spelt))
+
+
+def _extract(members: Members, stream: IO[bytes], folder: Parts, target: _Target) -> None:
+    missing = {(*folder, name) for name in EXPECTED}
+    stream.seek(0)
+    with closing(members(stream, target.limits)) as found:
+        for member in found:
+            if member.parts in missing:
+                target.take(member)
+                missing.remove(member.parts)
+            if not missing:
+                return
 
 
 @contextmanager
@@ -87,126 +141,79 @@ def _all_or_nothing(into: Path) -> Iterator[list[Path]]:
         raise
 
 
-class _Allowance:
-    """How many bytes may still be unpacked."""
+class _Target:
+    """Where the adapter's files are written, within what an archive of `packed` bytes may unpack to."""
 
-    def __init__(self, limits: Limits, packed: int) -> None:
-        self._limits = limits
+    def __init__(self, into: Path, written: list[Path], packed: int, limits: Limits) -> None:
+        self.limits = limits
+        self._into = into
+        self._written = written
         self._most = min(limits.total, max(_FREE, limits.ratio * packed))
         self._spent = 0
 
-    def spend(self, count: int) -> None:
+    def take(self, member: _Member) -> None:
+        """Write a new file of exactly the size that is announced. Raises Rejected."""
+        path = self._into / member.parts[-1]
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._written.append(path)
+        with os.fdopen(descriptor, "wb") as target, member.open() as source:
+            count = 0
+            while chunk := source.read(CHUNK):
+                self._spend(len(chunk))
+                count += target.write(chunk)
+        if count != member.size:
+            raise _damaged(f"{path.name} has {count} bytes where {member.size} are announced")
+
+    def _spend(self, count: int) -> None:
         self._spent += count
         if self._spent > self._most:
-            rule = "too-large" if self._most == self._limits.total else "archive-bomb"
-            message = (
-                f"The archive unpacks to more than the {self._most} bytes allowed for it; upload the two files instead."
-            )
+            rule = "too-large" if self._most == self.limits.total else "archive-bomb"
+            message = f"The two files unpack to more than the {self._most} bytes allowed; upload them instead."
             raise Rejected.because(rule, message, expected=f"at most {self._most} bytes")
 
 
-class _Target:
-    """Judges members by name, then writes the expected ones."""
-
-    def __init__(self, into: Path, written: list[Path], allowance: _Allowance, limits: Limits) -> None:
-        self._into = into
-        self._written = written
-        self._allowance = allowance
-        self._limits = limits
-        self._members = 0
-        self._folder: list[str] | None = None
-        self._seen: set[str] = set()
-
-    def enter(self, path: str) -> str | None:
-        """The name to write a file under, or None if it is to be passed over. Raises Rejected."""
-        *folders, name = self._parts(path) or [""]
-        if _is_litter(folders, name):
-            return None
-        if len(folders) > 1:
-            raise Rejected.because("path", f"{path} lies too deep; put both files at the archive's root.", found=path)
-        if self._folder not in (None, folders):
-            raise Rejected.because(
-                "path", f"{path} lies apart from the other file; put both in one folder.", found=path
-            )
-        self._folder = folders
-        if name.casefold() in self._seen:
-            message = f"The archive has {name} more than once, or in several spellings; pack each file once."
-            raise Rejected.because("duplicate-name", message, found=path)
-        self._seen.add(name.casefold())
-        if name not in DROPPED and name not in EXPECTED:
-            raise Rejected([unexpected(name)])
-        return None if name in DROPPED else name
-
-    def pass_folder(self, path: str) -> None:
-        """Folders are never made; an archive may list the one that its files are in. Raises Rejected."""
-        if len(self._parts(path)) > 1:
-            raise Rejected.because("path", f"{path} lies too deep; put both files at the archive's root.", found=path)
-
-    def _parts(self, path: str) -> list[str]:
-        self._members += 1
-        if self._members > self._limits.members:
-            raise Rejected.because("too-many-members", f"The archive has more than {self._limits.members} members.")
-        return _parts(path)
-
-    def take(self, name: str | None, source: IO[bytes], size: int) -> None:
-        """Read `source`, of exactly `size` bytes, into a new file; to nowhere without a name. Raises Rejected."""
-        count = self.drain(source) if name is None else self._write(name, source)
-        if count != size:
-            raise _damaged(f"{name or 'a file'} has {count} bytes where {size} are announced")
-
-    def _write(self, name: str, source: IO[bytes]) -> int:
-        path = self._into / name
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._written.append(path)
-        with os.fdopen(descriptor, "wb") as target:
-            return self.drain(source, target)
-
-    def drain(self, source: IO[bytes], target: IO[bytes] | None = None) -> int:
-        """Read `source` to its end within the allowance; return the number of bytes."""
-        count = 0
-        while chunk := source.read(CHUNK):
-            self._allowance.spend(len(chunk))
-            count += len(chunk)
-            if target is not None:
-                target.write(chunk)
-        return count
-
-    def finish(self) -> None:
-        absent = [missing(name) for name in EXPECTED if self._into / name not in self._written]
-        if absent:
-            raise Rejected(absent)
-
-
-def _parts(path: str) -> list[str]:
+def _parts(path: str, folder: bool) -> Parts:
     """The folders and the name in a member's path. Raises Rejected on every path that isn't plainly relative."""
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    absolute = path.startswith("/") or "\\" in path or ":" in path
-    if absolute or ".." in parts or not path.isprintable() or not path.isascii():
-        message = f"The archive's path {path} isn't a plain relative one; pack the two files by their names alone."
+    parts = tuple(part for part in path.split("/") if part not in ("", "."))
+    absolute = path.startswith("/") or "\\" in path or path[1:2] == ":"
+    if absolute or ".." in parts or not path.isprintable() or not (parts or folder) or len(path) > _PATH:
+        message = f"The archive's path {path} isn't a plain relative one; pack the files by relative names."
         raise Rejected.because("path", message, found=path)
     return parts
 
 
-def _is_litter(folders: list[str], name: str) -> bool:
+def _is_litter(path: Parts) -> bool:
     """What macOS adds to archives on its own."""
-    return folders[:1] == ["__MACOSX"] or name.startswith("._") or name == ".DS_Store"
+    return path[0] == "__MACOSX" or path[-1].startswith("._") or path[-1] == ".DS_Store"
+
+
+class _Count:
+    """How many members there may still be."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._left = self._most = limits.members
+
+    def next(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Rejected.because("too-many-members", f"The archive has more than {self._most} members.")
 
 
 # --- zip --------------------------------------------------------------------------------------------------------------
 
 
-def _unzip(stream: IO[bytes], target: _Target) -> None:
-    _check_directory(stream)
+def _zip_members(stream: IO[bytes], limits: Limits) -> Generator[_Member]:
+    _check_directory(stream, limits)
+    count = _Count(limits)
     with zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
+            count.next()
             folder = info.orig_filename.endswith("/")
             _check_kind(info, folder)
-            if folder:
-                target.pass_folder(info.orig_filename)
-                continue
-            name = target.enter(info.orig_filename)
-            with archive.open(info) as member:
-                target.take(name, member, info.file_size)
+            parts = _parts(info.orig_filename, folder)
+            if not folder:
+                archive.open(info).close()  # its own header must say the same
+                yield _Member(parts, info.file_size, partial(archive.open, info))
 
 
 def _check_kind(info: zipfile.ZipInfo, folder: bool) -> None:
@@ -218,7 +225,7 @@ def _check_kind(info: zipfile.ZipInfo, folder: bool) -> None:
         raise _damaged("it uses a compression that isn't taken")
 
 
-def _check_directory(stream: IO[bytes]) -> None:
+def _check_directory(stream: IO[bytes], limits: Limits) -> None:
     """Refuse a central directory that can't be an adapter's before zipfile reads it into memory."""
     size = stream.seek(0, os.SEEK_END)
     start = max(0, size - _ZIP_END - _ZIP64_LOCATOR)
@@ -231,7 +238,7 @@ def _check_directory(stream: IO[bytes]) -> None:
     if tail[:-_ZIP_END].startswith(b"PK\x06\x07"):
         raise _damaged("zip64 isn't taken, so use .tar.gz")
     listing, position = struct.unpack("<II", end[12:20])
-    if listing > 64 * KIB:
+    if listing > limits.members * _ZIP_ENTRY:
         raise Rejected.because("too-many-members", "The archive lists too many members; pack the two files alone.")
     if listing + position + _ZIP_END != size:
         raise _damaged("its parts don't add up to its size")
@@ -268,41 +275,48 @@ class _Metered(io.RawIOBase):
         return data
 
 
-def _untar(stream: IO[bytes], target: _Target) -> None:
+def _tar_members(stream: IO[bytes], limits: Limits) -> Generator[_Member]:
+    count = _Count(limits)
     with gzip.GzipFile(fileobj=stream, mode="rb") as plain:
         metered = _Metered(plain)
         metered.allow(_MEMBER_HEADERS)
         with tarfile.open(fileobj=metered, mode="r|", bufsize=tarfile.BLOCKSIZE) as archive:
             while (member := archive.next()) is not None:
+                count.next()
                 metered.allow(max(0, member.size) + _MEMBER_HEADERS)
-                _take(archive, member, target)
-                metered.allow(_MEMBER_HEADERS)
-        _check_rest(plain, target)
+                parts = _parts(member.name, member.isdir())
+                if not member.isdir():
+                    _check_type(member)
+                    yield _Member(parts, member.size, partial(_content, archive, member))
+                metered.allow(max(0, member.size) + _MEMBER_HEADERS)
+        _check_rest(plain)
 
 
-def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, target: _Target) -> None:
-    if member.isdir():
-        target.pass_folder(member.name)
-        return
+def _check_type(member: tarfile.TarInfo) -> None:
     if member.issparse() or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.size < 0:
         raise _special(member.name)
-    name = target.enter(member.name)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     content = archive.extractfile(member)
     assert content is not None, "a regular file has content"
-    target.take(name, content, member.size)
+    return content
 
 
-def _check_rest(plain: _Readable, target: _Target) -> None:
-    """After the last member only zeros may follow; reading them checks the gzip stream's own checksum."""
+def _check_rest(plain: _Readable) -> None:
+    """After the last member only a few zeros may follow; reading them checks the gzip stream's own checksum."""
+    left = _FREE
     while chunk := plain.read(CHUNK):
-        target.drain(io.BytesIO(chunk))
-        if chunk.strip(b"\0"):
+        left -= len(chunk)
+        if chunk.strip(b"\0") or left < 0:
             raise _damaged("something follows its last member")
 
 
 def _special(name: str) -> Rejected:
     return Rejected.because(
-        "link", f"{name} in the archive isn't a plain file; pack files, not links or devices.", found=name
+        "link",
+        f"{name} in the archive isn't a plain file; pack what links lead to (tar -h), and no devices.",
+        found=name,
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from adapters import mixtures
 from adapters.errors import BaseModelMissing, BaseModelUnsupported
 from adapters.mixtures import Experts
 
 Shapes = Mapping[str, tuple[int, int]]
+
+_QUANTISED_COPY: Final = re.compile(r"(-unsloth)?-bnb-4bit$")
+"""How the copies are called that many train on in place of the model itself."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,16 @@ class BaseSpec:
 def routed(name: str) -> bool:
     """Whether a module is one of a mixture's experts: its rows are gathered tokens, which no batch order describes."""
     return ".experts." in f"{name}."
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names or folders may be of one base model: owners, folders, case and a quantised copy aside."""
+    return _bare(one) == _bare(other)
+
+
+def _bare(name: str) -> str:
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold()
+    return _QUANTISED_COPY.sub("", last)
 
 
 def describe(source: str) -> BaseSpec:

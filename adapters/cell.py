@@ -3,7 +3,9 @@
 `python -m adapters.cell` reads one job a line from its input and writes one answer a line, both in JSON; it ends with
 its input. It holds no secrets, no sockets and no database: whatever a file does to it, it does to nothing else.
 
-    {"summary": {…}}     an adapter that is served exactly; its files lie in the job's folder
+    {"summary": {…}, "findings": [{…}]}
+                         an adapter that is served exactly, and what else is to be said of the upload; the adapter's
+                         two files lie in the job's folder
     {"findings": [{…}]}  refused
     {"over": "memory"}   refused: it took more than allowed; or "time"
     {"died": 11}         the signal that ended it
@@ -29,7 +31,9 @@ from typing import Any, Final
 from adapters.archive import unpack
 from adapters.base import BaseSpec
 from adapters.errors import Rejected
+from adapters.files import EXPECTED
 from adapters.limits import MIB, Limits
+from adapters.selection import choose, left_out
 from adapters.validation import validate
 
 ARCHIVES: Final = (".zip", ".tar.gz", ".tgz")
@@ -44,16 +48,23 @@ def main() -> None:
 
 
 def examine(files: list[Path], work: Path, base: BaseSpec, limits: Limits) -> dict[str, Any]:
-    """Lay the files, or what is in the one archive, out in the empty folder `work` and judge them there."""
+    """Lay the adapter's files, from among `files` or the one archive, out in the empty `work` and judge them there."""
     try:
-        if len(files) == 1 and files[0].name.lower().endswith(ARCHIVES):
-            unpack(files[0], work, limits)
-        else:
-            for file in files:
-                (work / file.name).hardlink_to(file)
-        return {"summary": validate(work, base, limits).to_json()}
+        notes = left_out(_lay_out(files, work, limits))
+        return {"summary": validate(work, base, limits).to_json(), "findings": [asdict(note) for note in notes]}
     except Rejected as refusal:
         return {"findings": [asdict(finding) for finding in refusal.findings]}
+
+
+def _lay_out(files: list[Path], work: Path, limits: Limits) -> list[str]:
+    """Returns the names of what is not the adapter's. Raises Rejected."""
+    if len(files) == 1 and files[0].name.lower().endswith(ARCHIVES):
+        return list(unpack(files[0], work, limits))
+    choose([(file.name,) for file in files])
+    for file in files:
+        if file.name in EXPECTED:
+            (work / file.name).hardlink_to(file)
+    return [file.name for file in files if file.name not in EXPECTED]
 
 
 def _confined(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,14 @@ class CellLost(OSError):
     """The process that looks at uploads died without an answer. Asking again starts another."""
 
 
+@dataclass(frozen=True)
+class Examined:
+    """An adapter that is served exactly: its validation's summary as JSON, and what else the upload is to be told."""
+
+    summary: Mapping[str, Any]
+    notes: tuple[Finding, ...] = ()
+
+
 class Cell:
     """One process for any number of jobs, one after the other. It is started when first needed, and again if lost."""
 
@@ -35,12 +43,10 @@ class Cell:
         self._owner = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    def examine(
-        self, files: Sequence[Path], work: Path, base: Mapping[str, Any], limits: Limits = DEFAULT
-    ) -> dict[str, Any]:
-        """Lay the files out in the empty folder `work`, an archive's content instead of the archive, and judge them.
+    def examine(self, files: Sequence[Path], work: Path, base: Mapping[str, Any], limits: Limits = DEFAULT) -> Examined:
+        """Lay the adapter's two files, from among `files` or the one archive, out in the empty `work` and judge them.
 
-        Returns the validation's summary as JSON. Raises Rejected, also for what takes more memory or time than it may,
+        Raises Rejected, also for what takes more memory or time than it may,
         and OSError when the files can't be read or the process is lost, which says nothing about them.
         """
         bounds = {"memory": self.memory, "seconds": self.seconds}
@@ -67,10 +73,10 @@ class Cell:
             self._owner, self._process = os.getpid(), _start()
         return self._process
 
-    def _read(self, answer: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, answer: dict[str, Any]) -> Examined:
         match answer:
-            case {"summary": summary}:
-                return dict(summary)
+            case {"summary": summary, "findings": findings}:
+                return Examined(summary, tuple(Finding(**finding) for finding in findings))
             case {"findings": findings}:
                 raise Rejected(Finding(**finding) for finding in findings)
             case {"over": "time"}:

@@ -20,30 +20,6 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 CHUNK = 1 << 20
 
 
-def unexpected(name: str) -> Finding:
-    """Why a file of this name is refused."""
-    lower = name.lower()
-    if lower.endswith(PICKLES):
-        return Finding(
-            "pickle",
-            f"{name} may hold pickled objects, which can run code; save the adapter with safe_serialization=True "
-            f"and upload {WEIGHTS} instead.",
-            found=name,
-        )
-    if lower.endswith(ARCHIVES):
-        return Finding(
-            "nested-archive",
-            f"{name} is an archive inside the upload; upload {CONFIG} and {WEIGHTS} themselves.",
-            found=name,
-        )
-    return Finding(
-        "unknown-file",
-        f"{name} isn't part of an adapter; upload only {CONFIG} and {WEIGHTS}.",
-        expected=" and ".join(EXPECTED),
-        found=name,
-    )
-
-
 def missing(name: str) -> Finding:
     return Finding(
         "missing-file", f"{name} is missing; upload both files that PEFT's save_pretrained writes.", expected=name

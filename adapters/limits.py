@@ -24,7 +24,7 @@ class Limits:
     tensors: int = 16_384
     rank: int = 256
     ratio: int = 100
-    members: int = 16
+    members: int = 10_000
     alpha: float = 1e6
     patterns: int = 4_096
     pattern_length: int = 4_096

@@ -15,10 +15,11 @@ import numpy as np
 
 from adapters.base import BaseSpec
 from adapters.errors import Finding, Rejected
-from adapters.files import CHUNK, CONFIG, DROPPED, EXPECTED, WEIGHTS, missing, not_regular, open_regular, unexpected
+from adapters.files import CHUNK, CONFIG, EXPECTED, WEIGHTS, not_regular, open_regular
 from adapters.header import ITEM_BYTES, Header, Tensor, read_header
 from adapters.limits import DEFAULT, Limits
 from adapters.peft import Layout, PeftConfig, layout, read_config
+from adapters.selection import absent
 
 _EXPONENTS: Final = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 """The bits that are all set in infinities and NaNs and in nothing else, by dtype."""
@@ -50,7 +51,7 @@ class Summary:
 def validate(folder: Path, base: BaseSpec, limits: Limits = DEFAULT) -> Summary:
     """Check an uploaded folder against `base`, in bounded memory, and sum it up. Changes nothing in the folder.
 
-    Raises Rejected with every finding of the first stage that has any: the folder's entries, then the config and the
+    Raises Rejected with every finding of the first stage that has any: the two files' presence, then the config and the
     header, then modules and shapes, then the values. Raises OSError where the folder can't be read.
     """
     limits = limits.within(base)
@@ -62,18 +63,18 @@ def validate(folder: Path, base: BaseSpec, limits: Limits = DEFAULT) -> Summary:
 
 
 def _check_entries(folder: Path, limits: Limits) -> int:
-    """The two files' size, if the folder holds them and nothing else but what is dropped."""
-    findings, sizes = [], {}
+    """The two files' size. What else the folder holds is nobody's business, and isn't looked at."""
+    findings: list[Finding] = []
+    sizes = {}
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name not in DROPPED and entry.name not in EXPECTED:
-                findings.append(unexpected(entry.name))
-            elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-                findings += not_regular(entry.name).findings
-            elif entry.name in EXPECTED:
-                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
-    named = {finding.found for finding in findings}
-    findings += [missing(name) for name in EXPECTED if name not in sizes and name not in named]
+        named = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    for name in EXPECTED:
+        if name in named and not stat.S_ISREG(named[name].st_mode):
+            findings += not_regular(name).findings
+        elif name in named:
+            sizes[name] = named[name].st_size
+    if not findings and len(sizes) < len(EXPECTED):
+        findings += absent(named)
     if (size := sum(sizes.values())) > limits.total:
         message = f"The adapter has {size} bytes, more than the {limits.total} allowed; train it with a lower rank."
         findings.append(Finding("too-large", message, "", f"at most {limits.total} bytes", f"{size} bytes"))

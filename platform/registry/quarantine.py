@@ -28,7 +28,7 @@ from django.core.files.uploadhandler import FileUploadHandler
 from adapters.limits import DEFAULT
 from registry.errors import UploadMalformed, UploadTooLarge
 
-MAX_FILES = 8
+MAX_FILES = 64  # a folder as trainers leave it, without what lies deeper
 FORM_OVERHEAD = 64 * 1024  # boundaries and part headers of a multipart body
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^\.+")
 WORK = ".work-"

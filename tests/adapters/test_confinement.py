@@ -38,7 +38,7 @@ def files(folder: Path, **changes: bytes) -> list[Path]:
 def looks(cell: Cell, paths: list[Path], work: Path, limits: Limits | None = None) -> dict[str, Any]:
     for left in work.iterdir():
         left.unlink()
-    return cell.examine(paths, work, SPEC, limits or Limits())
+    return dict(cell.examine(paths, work, SPEC, limits or Limits()).summary)
 
 
 def test_it_says_what_looking_here_says(cell: Cell, tmp_path: Path, work: Path) -> None:
@@ -47,6 +47,20 @@ def test_it_says_what_looking_here_says(cell: Cell, tmp_path: Path, work: Path) 
     assert Manifest.of(work).digest == Manifest.of(paths[0].parent).digest
     packed = zipped(tmp_path / "a.zip", GOOD.items())
     assert looks(cell, [packed], work)["modules"] == 4
+    assert {path.name for path in work.iterdir()} == {CONFIG, WEIGHTS}
+
+
+def test_of_a_trainer_s_folder_the_adapter_is_taken_and_the_rest_named(cell: Cell, tmp_path: Path, work: Path) -> None:
+    beside = {"optimizer.pt": b"\x80\x04.", "tokenizer.json": b"{}", "README.md": b"card"}
+    one_by_one = cell.examine(files(tmp_path, **beside), work, SPEC)
+    packed = zipped(tmp_path / "a.zip", [(f"out/{name}", content) for name, content in {**GOOD, **beside}.items()])
+    for left in work.iterdir():
+        left.unlink()
+    for examined, prefix in ((one_by_one, ""), (cell.examine([packed], work, SPEC), "out/")):
+        (note,) = examined.notes
+        assert (note.rule, note.severity, note.count) == ("left-out", "note", 2)
+        assert f"{prefix}optimizer.pt, {prefix}tokenizer.json." in note.message
+        assert examined.summary["modules"] == 4
     assert {path.name for path in work.iterdir()} == {CONFIG, WEIGHTS}
 
 
@@ -83,14 +97,14 @@ def test_what_takes_too_much_is_refused_and_the_next_is_looked_at(
 def test_a_bomb_ends_before_it_fills_the_disk(cell: Cell, tmp_path: Path, work: Path) -> None:
     bomb = zipped(tmp_path / "a.zip", [(CONFIG, GOOD[CONFIG]), (WEIGHTS, bytes(2**24))])
     with pytest.raises(Rejected) as refusal:
-        looks(cell, [bomb], work, Limits(total=2**20))
+        looks(cell, [bomb], work, Limits(total=2**20, ratio=10_000))
     assert refusal.value.rules == ("too-large",)
     assert list(work.iterdir()) == []
 
 
 def test_what_is_not_the_files_fault_is_no_refusal(cell: Cell, tmp_path: Path, work: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        looks(cell, [tmp_path / "gone"], work)
+        looks(cell, [tmp_path / "gone" / name for name in GOOD], work)
     with pytest.raises(RuntimeError, match="Traceback"):
         cell.examine(files(tmp_path), work, {"nonsense": 1})
     for answer, error in (({"died": signal.SIGKILL}, CellLost), ({"died": signal.SIGSEGV}, Rejected)):

@@ -175,11 +175,6 @@ def one_file_missing(folder: Path, work: Path) -> list[Path]:
     return [folder / CONFIG]
 
 
-def a_stray_file(folder: Path, work: Path) -> list[Path]:
-    (folder / "run.py").write_text("print()")
-    return [folder / CONFIG, folder / WEIGHTS, folder / "run.py"]
-
-
 def a_config_that_is_no_json(folder: Path, work: Path) -> list[Path]:
     (folder / CONFIG).write_text("{")
     return [folder / CONFIG, folder / WEIGHTS]
@@ -204,7 +199,6 @@ def qalora(folder: Path, work: Path) -> list[Path]:
         (a_tar_that_climbs, "path"),
         (an_archive_that_is_none, "malformed-archive"),
         (one_file_missing, "missing-file"),
-        (a_stray_file, "unknown-file"),
         (a_config_that_is_no_json, "malformed-json"),
         (qalora, "unsupported-qalora"),
     ],
@@ -236,6 +230,45 @@ def test_a_bad_upload_is_rejected_with_its_reason_and_leaves_nothing(
     assert not list(tmp_path.parent.glob(WEIGHTS))
     assert client_of(globex).get(answer.headers["Location"]).status_code == 404
     assert Event.objects.for_tenant(acme).filter(action="adapter:version:rejected").count() == 1
+
+
+def test_what_is_not_the_adapter_s_is_left_out_and_named_in_the_report(
+    acme: Tenant,
+    base: BaseModel,
+    folder: Path,
+    tmp_path: Path,
+    client_of: Clients,
+    post: Callable[..., Any],
+    left_behind: LeftBehind,
+    django_capture_on_commit_callbacks: Commits,
+) -> None:
+    client, alone = client_of(acme), post(client_of(acme), "support", folder / CONFIG, folder / WEIGHTS)
+    settle(alone.json()["id"], django_capture_on_commit_callbacks)
+    for name in ("optimizer.pt", "run.py"):
+        (folder / name).write_bytes(pickle.dumps("never opened"))
+    for paths in ([*folder.iterdir()], [zipped(folder, tmp_path / "a.zip", prefix="out/checkpoint-5/")]):
+        answer = post(client, "support", *paths)
+        settle(answer.json()["id"], django_capture_on_commit_callbacks)
+        shown = client.get(answer.headers["Location"]).json()
+        assert (shown["state"], shown["digest"]) == ("ready", client.get(alone.headers["Location"]).json()["digest"])
+        (note,) = shown["findings"]
+        assert (note["rule"], note["severity"], note["count"]) == ("left-out", "note", 2)
+        assert "optimizer.pt" in note["message"]
+        assert "run.py" in note["message"]
+    assert {name.rpartition("/")[2] for name in left_behind()} >= {CONFIG, WEIGHTS}
+    assert not any(name.endswith((".pt", ".py", ".zip")) for name in left_behind())
+
+
+def test_another_base_model_of_the_same_shapes_is_a_warning_with_both_names(
+    acme: Tenant, push: Callable[..., Version], folder: Path, base: BaseModel
+) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    for name, warned in (("Acme/Tiny", False), ("unsloth/tiny-bnb-4bit", False), (None, False), ("acme/huge", True)):
+        (folder / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": name}))
+        version = push(acme, "support", folder)
+        assert version.state == State.READY
+        told = [(f["rule"], f["severity"], f["expected"], f["found"]) for f in version.findings]
+        assert told == ([("other-base-model", "warning", "tiny", "acme/huge")] if warned else []), name
 
 
 def test_a_rejected_version_keeps_its_number_and_the_next_ready_one_is_stable(

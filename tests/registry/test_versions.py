@@ -15,6 +15,7 @@ from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from adapters.confinement import Examined
 from adapters.errors import Rejected
 from adapters.manifest import Manifest
 from adapters.store import Store
@@ -175,10 +176,10 @@ def test_a_report_that_the_database_does_not_take_ends_in_a_rejection(
 ) -> None:  # fmt: skip
     version = push(acme, "support", validate=False)
 
-    def unstorable(files: list[Path], work: Path, spec: Any) -> dict[str, Any]:
+    def unstorable(files: list[Path], work: Path, spec: Any) -> Examined:
         if told == "summary":
             shutil.copy(next(file for file in files if file.suffix == ".json"), work)
-            return {"base_model": "a\0b"}
+            return Examined({"base_model": "a\0b"})
         refusal = Rejected.because("path", "Bad.")
         object.__setattr__(refusal.findings[0], "found", "\0")
         raise refusal
@@ -325,6 +326,27 @@ def test_push_adapter_validates_here_and_says_what_came_of_it(
     ):
         with pytest.raises(CommandError, match=reason):
             call_command("push_adapter", *arguments)
+
+
+def test_push_adapter_finds_the_adapter_in_a_trainer_s_folder(
+    acme: Tenant, base: BaseModel, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    checkpoints = [Path(shutil.copytree(folder, out / f"checkpoint-{step}")) for step in (100, 200)]
+    with pytest.raises(CommandError, match=r"several-adapters.*checkpoint-100, checkpoint-200"):
+        call_command("push_adapter", "acme", "support", str(out), "--wait")
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    (checkpoints[0] / "optimizer.pt").write_bytes(b"")
+    call_command("push_adapter", "acme", "support", str(out), "--wait")
+    first, note = capsys.readouterr().out.splitlines()
+    assert first == "acme/support@v1 ready"
+    assert note.startswith("[left-out] 5 files are not the adapter's")
+    assert "checkpoint-100/optimizer.pt" in note
+    (out / "adapter_model.safetensors").rename(out / "adapters.safetensors")
+    shutil.rmtree(checkpoints[0])
+    shutil.rmtree(checkpoints[1])
+    with pytest.raises(CommandError, match="mlx-format"):
+        call_command("push_adapter", "acme", "support", str(out))
 
 
 def test_register_base_model_from_a_shell(

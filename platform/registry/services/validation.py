@@ -6,25 +6,25 @@ dropped. The store is content-addressed, so putting twice is putting once.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from django.db import DataError, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from adapters.confinement import Cell
+from adapters.base import same_model
+from adapters.confinement import Cell, Examined
 from adapters.errors import Finding, Rejected
-from adapters.files import DROPPED
 from adapters.manifest import Manifest
 from audit.models import Action
 from audit.services import SYSTEM, record
 from registry import quarantine
 from registry.errors import QuotaExceeded
-from registry.models import PENDING, State, Version
+from registry.models import PENDING, BaseModel, State, Version
 from registry.services import blobs, quotas, signing
 from registry.services.adapters import locked
 from registry.services.aliases import name_stable
@@ -95,30 +95,40 @@ def _examine(version: Version) -> State | None:
     if not files:
         raise Rejected.because("upload-lost", "The uploaded files are gone; upload them again.")
     with quarantine.workspace(version.pk) as work:
-        summary = cell.examine(files, work, version.adapter.base_model.spec)
-        for name in DROPPED:
-            (work / name).unlink(missing_ok=True)
-        return _store(version, summary, work)
+        base = version.adapter.base_model
+        examined = cell.examine(files, work, base.spec)
+        return _store(version, replace(examined, notes=(*examined.notes, *_trained_elsewhere(examined, base))), work)
 
 
-def _store(version: Version, summary: dict[str, Any], work: Path) -> State | None:
+def _trained_elsewhere(examined: Examined, base: BaseModel) -> Iterator[Finding]:
+    """Every shape fits, and yet the adapter names another base model: nothing but its maker can know better."""
+    trained_on = examined.summary["base_model"]
+    if trained_on and not any(same_model(trained_on, name) for name in (base.name, base.source)):
+        message = (
+            f"The adapter says that it was trained on {trained_on} and is served on {base.name}: all shapes fit, but "
+            "if those are different models its answers are worth nothing; if they are one, this can be ignored."
+        )
+        yield Finding("other-base-model", message, expected=base.name, found=trained_on, severity="warning")
+
+
+def _store(version: Version, examined: Examined, work: Path) -> State | None:
     manifest = Manifest.of(work)
     blobs.announce(manifest)
     try:
         with transaction.atomic():
-            return _accept(version, summary, blobs.put(work))
+            return _accept(version, examined, blobs.put(work))
     except Rejected:
         blobs.retract(manifest.digest)
         raise
 
 
-def _accept(version: Version, summary: dict[str, Any], manifest: Manifest) -> State | None:
+def _accept(version: Version, examined: Examined, manifest: Manifest) -> State | None:
     tenant = quotas.hold(version.adapter.tenant)
     adapter = locked(version.adapter)
     key = signing.signer(tenant, version.signature, manifest.digest)
     size = manifest.size
-    content = {"digest": manifest.digest, "summary": summary, "size": size, "signed_by": key}
-    if not _settle(version, State.READY, **content):
+    content = {"digest": manifest.digest, "summary": examined.summary, "size": size, "signed_by": key}
+    if not _settle(version, State.READY, findings=[asdict(note) for note in examined.notes], **content):
         return None
     blobs.acquire(adapter.tenant, manifest.digest, size)
     _check_quota(adapter.tenant)
