@@ -201,8 +201,8 @@ def _unmatched(
             yield Finding.about(name, "unmatched-module", what, f"a module of {base.architecture}")
         elif name not in placed and name.rpartition(".")[2] in base.fused:
             what = (
-                "PEFT with Transformers 5 takes its name for an expert's and leaves it out; train the adapter again with "
-                "these versions, or merge it with the older ones."
+                "PEFT with Transformers 5 takes its name for an expert's and leaves it out; train the adapter again "
+                "with these versions, or merge it with the older ones."
             )
             yield Finding.about(name, "untargeted-module", what, "a target of the config")
         elif name not in placed:

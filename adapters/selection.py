@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from adapters.errors import Finding, Rejected
@@ -28,12 +28,12 @@ GGUF_REMEDY: Final = (
 )
 
 
-def choose(paths: Iterable[Sequence[str]]) -> tuple[str, ...]:
+def choose(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     """The folder, by its parts, that holds both files and lies above all others that do. Raises Rejected."""
-    paths = {tuple(path) for path in paths}
-    whole = sorted({path[:-1] for path in paths if all((*path[:-1], name) in paths for name in EXPECTED)})
+    found = set(paths)
+    whole = sorted({path[:-1] for path in found if all((*path[:-1], name) in found for name in EXPECTED)})
     if not whole:
-        raise Rejected(absent({path[-1] for path in paths}))
+        raise Rejected(absent({path[-1] for path in found}))
     top = min(whole, key=len)
     if any(folder[: len(top)] != top for folder in whole):
         named = ", ".join("/".join(folder) for folder in whole[:SHOWN])

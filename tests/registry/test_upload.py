@@ -38,8 +38,8 @@ LeftBehind = Callable[[], set[str]]
 
 def zipped(folder: Path, target: Path, prefix: str = "") -> Path:
     with zipfile.ZipFile(target, "w") as archive:
-        for name in (CONFIG, WEIGHTS):
-            archive.write(folder / name, prefix + name)
+        for path in sorted(folder.iterdir()):
+            archive.write(path, prefix + path.name)
     return target
 
 
