@@ -71,7 +71,7 @@ def test_an_adapter_of_128_experts_in_48_layers_is_taken(tmp_path: Path) -> None
     work = tmp_path / "work"
     work.mkdir()
     files = laid(tmp_path / "upload", raw, max(entry["data_offsets"][1] for entry in entries.values()))
-    summary = Cell().examine(files, work, LARGE.to_json())
+    summary = Cell().examine(files, work, LARGE.to_json()).summary
     assert summary["tensors"] == len(entries)
     assert summary["modules"] == 6 * LAYERS
     assert (summary["rank_min"], summary["rank_max"]) == (1, 2)
