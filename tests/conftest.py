@@ -311,6 +311,8 @@ def platform(services: Services, engine: str, base_model_folder: Path) -> Iterat
         "LORAYARD_ENGINE_SECRET": env.load().engine_secret,
         "LORAYARD_STORE_URL": env.load().store_url,
         "LORAYARD_AUDIT_STORE_URL": f"file://{HOME}/platform/audit",
+        "LORAYARD_ALLOWED_HOSTS": ".internal.example",
+        "LORAYARD_CORS_ORIGINS": "https://app.example,http://localhost:3000",
         "DATABASE_URL": services.database("platform"),
         "REDIS_URL": services.redis(1),
     }

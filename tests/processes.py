@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import httpx
 import psycopg
 import pytest
 
-from config.processes import kill_group
+from config.processes import end, kill_group
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("LORAYARD_", "DATABASE_URL", "REDIS_URL", "SECRET_KEY", "DJANGO_")
@@ -93,6 +93,38 @@ class Up:
             return self.process.wait(seconds)
         finally:
             kill_group(self.process.pid)
+
+
+@contextlib.contextmanager
+def web(platform: "Platform", *, files: int | None = None, **told: str) -> Iterator[str]:
+    """The URL of one more web process of the platform's, which may open so many files and is told this besides."""
+    port = free_port()
+    ours = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]), "LORAYARD_PORT": str(port)}
+    ours |= {"DJANGO_SETTINGS_MODULE": "config.settings", "LORAYARD_DATABASE_ROLE": "lorayard_web"}
+    bound = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
+    log = Path(platform.environment["LORAYARD_HOME"]) / f"web-{port}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*bound, sys.executable, "-m", "config.web"],
+            env=environment(**{**platform.environment, **ours, "LORAYARD_DATABASE_POOL": "4", **told}),
+            cwd=ROOT,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: process.poll() is not None or _answers(url), 100, "the web process answering")
+        assert process.poll() is None, log.read_text()[-2000:]
+        yield url
+    finally:
+        end(process, signal.SIGTERM, 20)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+    return False
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Turns `Authorization: Bearer ly_…` into a key, by linear guards and with one refusal for every reason."""
+"""Turns `Authorization: Bearer ly_…`, or what stands for it, into a key, with one refusal for every reason."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +8,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from apikeys import services
+from apikeys.credentials import token_of
 from apikeys.models import ApiKey
 from tenants.models import Tenant
 
@@ -38,11 +39,10 @@ class KeyAuthentication(BaseAuthentication):
     """First in line: it defines `authenticate_header`, without which DRF turns every 401 into a 403."""
 
     def authenticate(self, request: Request) -> tuple[KeyUser, ApiKey] | None:
-        header = request.headers.get("Authorization")
-        if header is None:
+        token = token_of(request.headers)
+        if token is None:
             return None
-        scheme, _, plaintext = header.partition(" ")
-        key = services.verify(plaintext.strip() if scheme.lower() == "bearer" else "")
+        key = services.verify(token)
         if key is None:
             raise AuthenticationFailed
         return KeyUser(key), key

@@ -16,10 +16,13 @@ from django.core.asgi import get_asgi_application
 console: Any = get_asgi_application()
 
 from channels.routing import URLRouter  # noqa: E402 - apps must be loaded first
+from django.conf import settings  # noqa: E402
 from django.urls import re_path  # noqa: E402
 
 from audit.requests import Utf8Request  # noqa: E402
 from config.bodies import Bounded  # noqa: E402
+from config.cors import Cors  # noqa: E402
+from config.edges import seen_through, tidied, uncached  # noqa: E402
 from config.failures import Answering  # noqa: E402
 from gateway import lifespan  # noqa: E402
 from gateway.handler import application as data_plane  # noqa: E402
@@ -59,16 +62,24 @@ nowhere: Any = _no_such_socket
 sockets = URLRouter([*websocket_urlpatterns, re_path(r"", nowhere)])
 
 
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """By the path's first segment."""
+    path = f"{scope['path']}/"
+    tokens = path.startswith("/v1/") and not path.startswith(FILES)
+    handler: Any = data_plane if tokens else control_plane
+    await handler(scope, receive, send)
+
+
+http = Cors(_answer)
+
+
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """Dispatches on the connection's type, and on the path's first segment."""
-    handler: Any
+    """Dispatches on the connection's type."""
     match scope["type"]:
         case "http":
-            path = f"{scope['path']}/"
-            tokens = path.startswith("/v1/") and not path.startswith(FILES)
-            handler = data_plane if tokens else control_plane
+            scope = tidied(seen_through(scope, settings.LORAYARD.proxies))
+            await http(scope, receive, uncached(scope, send))
         case "websocket":
-            handler = sockets
+            await sockets(tidied(seen_through(scope, settings.LORAYARD.proxies)), receive, send)
         case _:
-            handler = _lifespan
-    await handler(scope, receive, send)
+            await _lifespan(scope, receive, send)

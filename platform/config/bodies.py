@@ -1,14 +1,14 @@
 """Knows how much body a caller may send before a view has looked at it; nothing of what is in it.
 
 Django writes a request's whole body to disk before any view or middleware runs, so whoever is nobody yet gets little
-room: a large body is read only from a live key or a logged-in session, only as far as the quota of the key's tenant
-goes, and only a few at once.
+room: a large body is read only from a live key that may do what the address is for, or a logged-in session, only as far
+as the quota of the key's tenant goes, and only a few at once. No body may come slowly for long, and none is encoded.
 """
 
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from importlib import import_module
@@ -17,17 +17,20 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.db import connections
+from django.urls import Resolver404, resolve
 
 from adapters.limits import DEFAULT
+from apikeys.credentials import token_of
 from apikeys.services import verify
+from gateway.pace import Pace
 from registry.errors import QuotaExceeded
 from registry.services import limits, usage
-from tenants.errors import PlatformError, TooLarge
+from tenants.errors import Forbidden, PlatformError, TooLarge
 from tenants.isolation import within
 from tenants.models import Tenant
 
 Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Any], Awaitable[None]]
 
 SMALL = 1 << 20  # bytes: any form or JSON body
@@ -40,6 +43,16 @@ AT_ONCE = 4  # bodies as large as uploads of a tenant, or of a user of the conso
 class TooManyBodies(PlatformError):
     status = 429
     code = "too_many_uploads"
+
+
+class TooSlow(PlatformError):
+    status = 408
+    code = "request_timeout"
+
+
+class Encoded(PlatformError):
+    status = 415
+    code = "unsupported_encoding"
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Bounded:
         """Who announces a large body is looked at before anything of it is read, all others once it is large."""
         body = _Body(self._reading, scope, receive, send)
         try:
-            if body.announced <= SMALL or await body.admit(body.announced):
+            if body.plain and (body.announced <= SMALL or await body.admit(body.announced)):
                 await self._application(scope, body.receive, body.send)
             await body.refuse()
         finally:
@@ -76,11 +89,22 @@ class _Body:
         self._caller: Caller | None = None
         self._read, self._answered = 0, False
         self._refusal: PlatformError | None = None
-        length = dict(scope["headers"]).get(b"content-length", b"")
+        self._pace, self._more = Pace(), True
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
         self.announced = int(length) if length.isdigit() else 0
+        self._expects = b"expect" in headers
+        self.plain = headers.get(b"content-encoding", b"identity").lower() == b"identity"
+        if not self.plain:
+            self._refusal = Encoded("Bodies are read here as they are: send this one without Content-Encoding.")
 
-    async def receive(self) -> dict[str, Any]:
-        message = await self._receive()
+    async def receive(self) -> Mapping[str, Any]:
+        try:
+            message = await (self._pace.next(self._receive) if self._more else self._receive())
+        except TimeoutError:
+            self._refusal = TooSlow("The body took too long to arrive.")
+            return {"type": "http.disconnect"}
+        self._more = self._more and message.get("more_body", False)
         self._read += len(message.get("body", b""))
         fits = self._refusal is None and (self._read <= SMALL or await self.admit(self._read))
         return message if fits else {"type": "http.disconnect"}
@@ -104,7 +128,9 @@ class _Body:
     async def refuse(self) -> None:
         if self._refusal is None or self._answered:
             return
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        headers = [(b"content-type", b"application/json")]
+        if self._expects:
+            headers.append((b"connection", b"close"))  # the body, which was not asked for, will not come
         headers += [(b"retry-after", b"10")] if isinstance(self._refusal, TooManyBodies) else []
         await self._send({"type": "http.response.start", "status": self._refusal.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": json.dumps(self._refusal.body).encode()})
@@ -129,11 +155,13 @@ def _caller(scope: Scope, size: int) -> Caller:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     most, too_large = _most(scope["path"]), TooLarge("The body is too large.")
     try:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            key = verify(token.strip())
-            if key is None:
+        token = token_of(headers)
+        if token:
+            key, needed = verify(token), _needed(scope)
+            if key is None or needed is None:
                 return Caller(SMALL, too_large)
+            if not key.may(needed):
+                return Caller(SMALL, Forbidden(f"This key lacks the scope that this needs: {needed}."))
             if most < LARGE:
                 return Caller(most, too_large)
             if key.tenant is None:
@@ -143,6 +171,16 @@ def _caller(scope: Scope, size: int) -> Caller:
         return Caller(SMALL, too_large) if user is None else Caller(most, too_large, f"user:{user}")
     finally:
         connections.close_all()
+
+
+def _needed(scope: Scope) -> str | None:
+    """The scope that the view at this address asks a key for; None where no view takes keys."""
+    try:
+        view = getattr(resolve(scope["path"]).func, "cls", None)
+    except Resolver404:
+        return None
+    scopes: Mapping[str, str] = getattr(view, "scopes", {})
+    return scopes.get(scope["method"])
 
 
 def _within_quota(tenant: Tenant, size: int, most: int, too_large: PlatformError) -> Caller:

@@ -157,10 +157,10 @@ class Env(BaseSettings):
         """Further names that requests may come for."""
         return _list(self.allowed_hosts)
 
-    @property
-    def proxies(self) -> list[str]:
+    @cached_property
+    def proxies(self) -> tuple[Network, ...]:
         """Networks of proxies that are believed."""
-        return _list(self.trusted_proxies)
+        return _networks(self.trusted_proxies)
 
     @cached_property
     def origins(self) -> frozenset[str]:

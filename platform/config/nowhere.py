@@ -3,9 +3,10 @@
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
+from gateway.errors import unknown_address
 from tenants.errors import NotFound
 
 
 @csrf_exempt
 def nowhere(request: HttpRequest) -> JsonResponse:
-    return JsonResponse(NotFound("There is nothing at this address.").body, status=NotFound.status)
+    return JsonResponse(NotFound(unknown_address(request.path_info)).body, status=NotFound.status)

@@ -190,6 +190,8 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "The management plane: tenants, keys, adapters, versions, aliases, audit.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["config.inspection.Inspector"],
+    "SERVE_AUTHENTICATION": ["rest_framework.authentication.SessionAuthentication"],
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "ENFORCE_NON_BLANK_FIELDS": True,
     "ENUM_NAME_OVERRIDES": {

@@ -1,4 +1,4 @@
-"""Knows who calls: a bearer key becomes a Caller; knows neither models nor prompts.
+"""Knows who calls: a key becomes a Caller; knows neither models nor prompts.
 
 A verified key is remembered for half a second, so that revocation reaches this process within a second.
 """
@@ -15,6 +15,7 @@ from typing import Self
 from django.conf import settings
 
 from apikeys import services
+from apikeys.credentials import token_of
 from apikeys.models import ApiKey, Scope
 from evaluations.services import asks_with
 from gateway.database import query
@@ -69,23 +70,14 @@ async def authenticate(headers: Mapping[str, str]) -> Caller:
 
     Raises Unauthorized for any key that is not in order, Forbidden for one that may not infer.
     """
-    token = bearer(headers.get("authorization", ""))
-    if token is None:
+    token = token_of(headers)
+    if not token or len(token) > LONGEST or not token.isascii():
         raise Unauthorized
     caller = await _known.get(token)
     if caller is None:
         raise Unauthorized
     isolation.confine(caller.tenant.pk)
     return caller
-
-
-def bearer(header: str) -> str | None:
-    """The token of an Authorization header, if it has the shape of one."""
-    scheme, _, token = header.partition(" ")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token or len(token) > LONGEST or not token.isascii():
-        return None
-    return token
 
 
 class Memory:

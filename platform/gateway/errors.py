@@ -5,12 +5,15 @@ ApiError
 │   └── ContextExceeded  400  context_length_exceeded, with both numbers
 ├── Unauthorized         401  one body for every reason
 ├── Forbidden            403  the key works, and may not do this: names the scope
+├── OriginRefused        403  a browser's page that may not open a WebSocket here
 ├── NotFound             404  no such path
 ├── ModelNotFound        404  unknown, another tenant's, not ready or not allowed: no difference to be seen
 ├── MethodNotAllowed     405
 ├── BodyTimeout          408
 ├── TooLarge             413
+├── UnsupportedEncoding  415  with Accept-Encoding
 ├── Busy                 429  with Retry-After
+│   └── TooManyOpen      429  a key or a tenant holds all that it may hold open
 ├── QuotaExceeded        429  insufficient_quota, with Retry-After
 ├── ServerError          500
 └── Unavailable          503  with Retry-After
@@ -18,6 +21,7 @@ ApiError
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from django.db import InterfaceError, OperationalError
@@ -41,6 +45,7 @@ from tenants.errors import PlatformError
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
+ENDPOINTS = ("chat/completions", "completions", "responses", "models", "feedback", "files", "uploads")  # under /v1/
 
 UNAVAILABLE: dict[type[EngineError], str] = {
     AdapterMissing: "This model's files cannot be found. Try again later.",
@@ -103,6 +108,14 @@ class Forbidden(ApiError):
     default_code = "missing_scope"
 
 
+class OriginRefused(ApiError):
+    status = 403
+    default_code = "origin_not_allowed"
+
+    def __init__(self) -> None:
+        super().__init__("Pages of this origin may not connect; whoever runs this server can allow them (CORS).")
+
+
 class NotFound(ApiError):
     status = 404
     default_code = "unknown_url"
@@ -135,6 +148,16 @@ class TooLarge(ApiError):
     default_code = "request_too_large"
 
 
+class UnsupportedEncoding(ApiError):
+    status = 415
+    default_code = "unsupported_encoding"
+
+    def __init__(self, known: Iterable[str]) -> None:
+        names = ", ".join(known)
+        super().__init__(f"The body may be encoded once, as one of {names}; or not at all.")
+        self.headers["Accept-Encoding"] = names
+
+
 class Busy(ApiError):
     status = 429
     type = "rate_limit_error"
@@ -143,6 +166,13 @@ class Busy(ApiError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.headers["Retry-After"] = _seconds(retry_after)
+
+
+class TooManyOpen(Busy):
+    default_code = "too_many_open_requests"
+
+    def __init__(self, whose: str, limit: int) -> None:
+        super().__init__(f"This {whose} has {limit} requests and WebSockets open here, which is its most. Close some.")
 
 
 class QuotaExceeded(ApiError):
@@ -188,12 +218,19 @@ def translated(error: Exception) -> ApiError:
         case PlatformError():
             return _from_platform(error)
         case Resolver404():
-            return NotFound("There is nothing at this address.")
+            return NotFound(unknown_address(str(error.args[0]["path"]) if error.args else ""))
         case OperationalError() | InterfaceError():
             logger.warning("the database does not answer: %s", type(error).__name__)
             return Unavailable("The service is not ready. Try again soon.")
     logger.error("unexpected failure", exc_info=error)
     return ServerError()
+
+
+def unknown_address(path: str) -> str:
+    """What to tell of an address that is none: where the same endpoint is, if it ends as one does."""
+    endpoint = next((known for known in ENDPOINTS if f"/{path}".rstrip("/").endswith(f"/{known}")), None)
+    hint = f" Did you mean /v1/{endpoint}? A base URL ends with /v1." if endpoint else ""
+    return f"There is nothing at this address.{hint}"
 
 
 def _from_engine(error: EngineError) -> ApiError:

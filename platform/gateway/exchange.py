@@ -9,6 +9,7 @@ from typing import Self
 import structlog
 
 from gateway import metrics
+from gateway.places import Place
 
 log = structlog.get_logger(__name__)
 
@@ -20,13 +21,14 @@ class Exchange:
     """One call, from its first byte in to its last byte out.
 
     route: the view's name, never what the client wrote. key: the id of the key that calls, once it is known.
-    arm: of a rollout, that a tester asks for by header; unchecked.
+    arm: of a rollout, that a tester asks for by header; unchecked. place: what the call holds of its key's share.
     """
 
     id: str
     route: str = "unknown"
     key: str = ""
     arm: str = ""
+    place: Place = field(default_factory=Place)
     started: float = field(default_factory=time.perf_counter)
     _answered: bool = False
 

@@ -18,8 +18,11 @@ from django.urls import URLResolver
 from django.urls.resolvers import RegexPattern
 
 from gateway import metrics, trials
-from gateway.errors import ApiError, BadRequest, BodyTimeout, TooLarge, translated
+from gateway.authentication import authenticate
+from gateway.encodings import decoded
+from gateway.errors import BadRequest, BodyTimeout, TooLarge, translated
 from gateway.exchange import Exchange
+from gateway.pace import Pace
 from gateway.stream import EventStream
 from gateway.views import GatewayRequest
 
@@ -27,7 +30,8 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Scope = dict[str, Any]
 
-MAX_BODY = 8 * 2**20  # bytes
+MAX_BODY = 8 * 2**20  # bytes, decoded or not
+SMALL = 2**20  # bytes that are read from whoever has shown no key yet
 BODY_TIMEOUT = 60  # seconds
 GONE = 499  # the status, in metrics and logs, of a call whose client left before it was answered
 
@@ -44,24 +48,37 @@ class GatewayHandler(ASGIHandler):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, and drops its work as soon as the client is gone."""
-        exchange = Exchange.of(_header(scope, b"x-request-id"))
-        exchange.arm = _header(scope, trials.HEADER.encode()) or ""
-        try:
-            body = await self.read_body(receive)
-        except RequestAborted:
-            return
-        except ApiError as error:
-            await self._answer(exchange, _ready(error.response()), send)
-        else:
-            await _while_connected(self._answer(exchange, _respond(exchange, scope, body), send), receive)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        exchange = Exchange.of(headers.get("x-request-id"))
+        exchange.arm = headers.get(trials.HEADER, "")
+        with exchange.place:
+            try:
+                body = await self.read(receive, headers)
+            except RequestAborted:
+                return
+            except Exception as error:
+                await self._answer(exchange, _ready(translated(error).response()), send)
+            else:
+                await _while_connected(self._answer(exchange, _respond(exchange, scope, body), send), receive)
 
-    async def read_body(self, receive: Receive) -> io.BytesIO:
-        """Raises TooLarge beyond MAX_BODY bytes, BodyTimeout, and RequestAborted when the client goes away."""
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                return await _read(receive)
-        except TimeoutError:
-            raise BodyTimeout("The body took too long to arrive.") from None
+    async def read(self, receive: Receive, headers: Mapping[str, str]) -> io.BytesIO:
+        """The body, decoded. Who wants to send much has to show a key first.
+
+        Raises ApiError, and RequestAborted when the client goes away.
+        """
+        body, pace = io.BytesIO(), Pace(BODY_TIMEOUT)
+        known, more = False, True
+        length = headers.get("content-length", "")
+        announced = int(length) if length.isdigit() else 0
+        while more:
+            if not known and max(announced, body.tell()) > SMALL:
+                await authenticate(headers)
+                known = True
+            more = await _read(receive, body, pace)
+        if encoding := headers.get("content-encoding"):
+            body = io.BytesIO(await asyncio.to_thread(decoded, body.getvalue(), encoding, MAX_BODY))
+        body.seek(0)
+        return body
 
     async def _answer(self, exchange: Exchange, answer: Awaitable[HttpResponseBase], send: Send) -> None:
         status, complete = GONE, False
@@ -119,27 +136,23 @@ async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) ->
         answer.result()
 
 
-async def _read(receive: Receive) -> io.BytesIO:
-    body = io.BytesIO()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestAborted
-        body.write(message.get("body", b""))
-        if body.tell() > MAX_BODY:
-            raise TooLarge(f"The body may have {MAX_BODY} bytes at most.")
-        if not message.get("more_body", False):
-            body.seek(0)
-            return body
+async def _read(receive: Receive, body: io.BytesIO, pace: Pace) -> bool:
+    """Adds the next piece; whether there is more. Raises TooLarge, BodyTimeout, RequestAborted."""
+    try:
+        message = await pace.next(receive)
+    except TimeoutError:
+        raise BodyTimeout("The body took too long to arrive.") from None
+    if message["type"] == "http.disconnect":
+        raise RequestAborted
+    body.write(message.get("body", b""))
+    if body.tell() > MAX_BODY:
+        raise TooLarge(f"The body may have {MAX_BODY} bytes at most.")
+    return bool(message.get("more_body", False))
 
 
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
 application = GatewayHandler()

@@ -27,15 +27,20 @@ Endpoint = Callable[..., Coroutine[Any, Any, HttpResponseBase]]  # as Django see
 
 
 def endpoint(method: str) -> Callable[[View[P]], Endpoint]:
-    """No view is called but by its method, and with the caller of a key that is in order."""
+    """No view is called but by its method, and with the caller of a key that is in order and has a place left.
+
+    What answers GET answers HEAD as well: the server leaves out the body.
+    """
+    allowed = (method, "HEAD") if method == "GET" else (method,)
 
     def guard(view: View[P]) -> Endpoint:
         @wraps(view)
         async def guarded(request: GatewayRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
-            if request.method != method:
-                raise MethodNotAllowed(method)
+            if request.method not in allowed:
+                raise MethodNotAllowed(", ".join(allowed))
             caller = await authenticate(request.headers)
             request.exchange.key = str(caller.key)
+            request.exchange.place.take(caller)
             return await view(request, caller, *args, **kwargs)
 
         return guarded

@@ -4,22 +4,36 @@
 time per lane, first come first served, lanes side by side, every event marked with its lane. Of the connection's last
 responses the turns are remembered here, and only here, for `previous_response_id` and references to their items. The
 key is verified again for every response.
+
+A browser can set no headers: it sends the key as a subprotocol, beside one that may be answered, and says which page it
+shows. That page has to be one that may call the data plane.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
+from django.conf import settings
 from pydantic_core import from_json, to_json
 
 from gateway import trials
 from gateway.authentication import authenticate
-from gateway.errors import ApiError, BadRequest, Busy, Forbidden, TooLarge, Unauthorized, translated
+from gateway.errors import (
+    ApiError,
+    BadRequest,
+    Busy,
+    Forbidden,
+    OriginRefused,
+    TooLarge,
+    Unauthorized,
+    translated,
+)
 from gateway.exchange import Exchange
+from gateway.places import Place
 from gateway.prompts import Turn
 from gateway.responses import Data, Shape, begin, turns, unknown_previous
 from gateway.schemas.responses import ResponsesRequest
@@ -30,6 +44,9 @@ MAX_FRAME = 4 * 2**20  # characters
 MAX_LANES = 16
 MAX_QUEUED = 8  # requests that wait in a lane
 REMEMBERED = 16  # responses
+
+SUBPROTOCOL = "realtime"
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
 
 POLICY_VIOLATION = 1008
 TOO_BIG = 1009
@@ -46,23 +63,30 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._lanes: dict[str | None, Lane] = {}
         self._said: OrderedDict[str, Said] = OrderedDict()
+        self._place = Place()
 
     async def __call__(self, scope: Data, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with self._place:
+                await super().__call__(scope, receive, send)
         finally:
             for lane in self._lanes.values():
                 lane.cancel()
 
     async def connect(self) -> None:
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.scope["headers"]}
+        offered = self.scope["subprotocols"]
+        if (key := _key_among(offered)) is not None:
+            self._headers.setdefault("authorization", f"Bearer {key}")
         exchange = self._exchange()
         try:
-            await authenticate(self._headers)
+            _check_origin(self._headers)
+            self._place.take(await authenticate(self._headers))
         except Exception as error:
             await self._deny(exchange, translated(error))
         else:
-            await self.accept(headers=[(b"x-request-id", exchange.id.encode())])
+            answered = SUBPROTOCOL if SUBPROTOCOL in offered else None
+            await self.accept(subprotocol=answered, headers=[(b"x-request-id", exchange.id.encode())])
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Puts a request into its lane. What is wrong with it is told at once, and the connection goes on."""
@@ -90,7 +114,8 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         exchange = self._exchange()
         status, complete = 200, False
         try:
-            await self._respond(exchange, event, lane)
+            with exchange.place:
+                await self._respond(exchange, event, lane)
             complete = True
         except Exception as error:
             told = translated(error)
@@ -106,6 +131,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         """Raises what goes wrong before the first event; tells what goes wrong after it."""
         caller = await authenticate(self._headers)
         exchange.key = str(caller.key)
+        exchange.place.take(caller)
         asked = ResponsesRequest.of({**event, "stream": True})
         previous = asked.previous_response_id
         if previous is not None and previous not in self._said:
@@ -206,6 +232,22 @@ def protocol_error(error: ApiError, number: int = 0) -> Data:
     headers = {name.lower(): value for name, value in error.headers.items()}
     told = {**error.error, "headers": headers} if headers else error.error
     return {"type": "error", "status": error.status, "sequence_number": number, "error": told}
+
+
+def _key_among(subprotocols: list[str]) -> str | None:
+    """The key that a browser offers as one of them. Never to be answered with: answers are seen by others."""
+    keys = (name.removeprefix(KEY_SUBPROTOCOL) for name in subprotocols if name.startswith(KEY_SUBPROTOCOL))
+    return next(keys, None)
+
+
+def _check_origin(headers: Mapping[str, str]) -> None:
+    """Raises OriginRefused for a page of a browser's that may not call the data plane. Other clients name none."""
+    origin, env = headers.get("origin", "").lower(), settings.LORAYARD
+    if not origin or "*" in env.origins:
+        return
+    own = origin in (env.url, f"http://{headers.get('host', '').lower()}", f"https://{headers.get('host', '').lower()}")
+    if not own and origin not in env.origins:
+        raise OriginRefused
 
 
 def _event(text: str | None) -> Data:

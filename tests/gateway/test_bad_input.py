@@ -211,7 +211,7 @@ def test_a_body_over_the_limit_is_413(buyer: Customer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1", "/v1/", "/v1/nothing", "/v1/chat", "/v1/chat/completions/", "/v1/%00", "/v1/модель"]
+    "path", ["/v1", "/v1/", "/v1/nothing", "/v1/chat", "/v1/chat/completions/x", "/v1/%00", "/v1/модель"]
 )
 def test_an_unknown_address_is_404_in_the_same_shape(buyer: Customer, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
@@ -221,7 +221,7 @@ def test_an_unknown_address_is_404_in_the_same_shape(buyer: Customer, path: str)
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/v1/chat/completions", "POST"), ("PUT", "/v1/responses", "POST"), ("POST", "/v1/models", "GET")],
+    [("GET", "/v1/chat/completions", "POST"), ("PUT", "/v1/responses", "POST"), ("POST", "/v1/models", "GET, HEAD")],
 )
 def test_a_wrong_method_is_405_and_names_the_right_one(buyer: Customer, method: str, path: str, allowed: str) -> None:
     answer = buyer.request(method, path)
