@@ -55,10 +55,7 @@ class Stack:
     def web(self) -> Command:
         return self._python(
             "web",
-            *("-m", "uvicorn", "config.asgi:application"),
-            *("--host", "127.0.0.1", "--port", str(self.env.port)),
-            *("--ws", "websockets-sansio", "--ws-max-size", str(4 * 2**20)),
-            *("--timeout-graceful-shutdown", "5", "--no-access-log", "--no-server-header"),
+            *("-m", "config.web", "--port", str(self.env.port)),
             OMP_NUM_THREADS="1",
             LORAYARD_DATABASE_ROLE=self.env.web_role,
             LORAYARD_DATABASE_POOL=str(self.env.database_pool or DATABASE_CONNECTIONS),

@@ -24,6 +24,7 @@ from django.db.utils import DatabaseError
 
 from config import seed, welcome
 from config.env import Env
+from config.processes import raise_file_limit
 from config.services import ServiceError
 from config.stack import STOP_ORDER, Stack
 from config.supervisor import ChildFailed, Supervisor
@@ -52,6 +53,7 @@ def run(env: Env) -> None:
 
 
 def _run(env: Env) -> None:
+    raise_file_limit()
     supervisor = Supervisor(env.home / "logs")
     with _only_one(env), _stoppable():
         try:

@@ -33,7 +33,7 @@ KINDS = {
     "postgres": "bin/postgres -D",
     "redis": "redis-server",
     "engine": "-m inference.server",
-    "web": "-m uvicorn",
+    "web": "-m config.web",
     "worker": "worker --queues celery",
     "rollouts": "worker --queues rollouts",
     "background": "worker --queues background",
