@@ -21,11 +21,11 @@ from django.urls import Resolver404, resolve
 
 from adapters.limits import DEFAULT
 from apikeys.credentials import token_of
-from apikeys.services import verify
+from apikeys.services import ScopeMissing, missing, verify
 from gateway.pace import Pace
 from registry.errors import QuotaExceeded
 from registry.services import limits, usage
-from tenants.errors import Forbidden, PlatformError, TooLarge
+from tenants.errors import PlatformError, TooLarge
 from tenants.isolation import within
 from tenants.models import Tenant
 
@@ -43,6 +43,8 @@ AT_ONCE = 4  # bodies as large as uploads of a tenant, or of a user of the conso
 class TooManyBodies(PlatformError):
     status = 429
     code = "too_many_uploads"
+    kind = "rate_limit_error"
+    wait = 10
 
 
 class TooSlow(PlatformError):
@@ -131,7 +133,7 @@ class _Body:
         headers = [(b"content-type", b"application/json")]
         if self._expects:
             headers.append((b"connection", b"close"))  # the body, which was not asked for, will not come
-        headers += [(b"retry-after", b"10")] if isinstance(self._refusal, TooManyBodies) else []
+        headers += [(name.lower().encode(), value.encode()) for name, value in self._refusal.headers.items()]
         await self._send({"type": "http.response.start", "status": self._refusal.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": json.dumps(self._refusal.body).encode()})
 
@@ -161,7 +163,7 @@ def _caller(scope: Scope, size: int) -> Caller:
             if key is None or needed is None:
                 return Caller(SMALL, too_large)
             if not key.may(needed):
-                return Caller(SMALL, Forbidden(f"This key lacks the scope that this needs: {needed}."))
+                return Caller(SMALL, ScopeMissing(missing(key, needed)))
             if most < LARGE:
                 return Caller(most, too_large)
             if key.tenant is None:

@@ -101,13 +101,29 @@ def test_a_tenant_has_a_few_large_bodies_read_at_once(platform: Platform) -> Non
     wait_for(lambda: sent(key) == 202, 20, "a place becoming free")
 
 
-def begun(platform: Platform, key: str) -> socket.socket:
-    """A large upload of which two megabytes are sent, and then nothing."""
+def test_who_may_not_upload_takes_no_place_of_who_may(platform: Platform) -> None:
+    """Not even by announcing a body and sending none."""
+    slug, key = platform.tenant("hooli")
+    infers = platform.key(slug, "--scope", "inference")
+    silent = [begun(platform, infers, sent=0) for _ in range(2 * AT_ONCE)]
+    try:
+        for connection in silent:
+            assert connection.recv(12) == b"HTTP/1.1 403"
+        files = {"file": ("adapter_model.safetensors", b"x" * (3 << 20))}
+        url, headers = f"{platform.url}/api/v1/adapters/big/versions", {"Authorization": f"Bearer {key}"}
+        assert httpx.post(url, files=files, headers=headers, timeout=60).status_code == 202
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def begun(platform: Platform, key: str, sent: int = 2 << 20) -> socket.socket:
+    """A large upload of which so many bytes are sent, and then nothing."""
     host, port = platform.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=20)
     head = f"POST /api/v1/adapters/big/versions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
     connection.sendall(
         f"{head}Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 9999999\r\n\r\n".encode()
     )
-    connection.sendall(b"x" * (2 << 20))
+    connection.sendall(b"x" * sent)
     return connection
