@@ -20,6 +20,7 @@ from audit.models import Chain
 from audit.services import SYSTEM
 from evaluations.models import Evaluation, Result
 from evaluations.services import create_set, request_evaluation
+from jobs.models import Share
 from merges.models import Merge
 from merges.services import merge_into_base
 from metering import budgets
@@ -107,6 +108,7 @@ def sealed(*tenants: Tenant) -> None:
 def _used(tenant: Tenant, key: ApiKey) -> None:
     Call.objects.create(tenant=tenant, key=key.pk, request_id="req_1", base="tiny", adapter="support")
     budgets.rooms(tenant.pk, key.pk)
+    Share.objects.create(tenant=tenant, line="evaluations", start=0, end=1)
     DailyUsage.objects.create(tenant=tenant, day=timezone.now().date(), key=key.pk, purpose=Purpose.LIVE)
 
 

@@ -226,11 +226,12 @@ CELERY_TASK_REJECT_ON_WORKER_LOST = True
 # What takes minutes has a queue and a worker of its own, and so has what must never wait.
 CELERY_TASK_ROUTES = {
     "jobs.tasks.tick_rollouts": {"queue": "rollouts"},
+    "jobs.tasks.checkpoint_audit": {"queue": "audit"},
     "jobs.tasks.run_evaluation": {"queue": "background"},
-    "jobs.tasks.seal_audit": {"queue": "background"},
+    "jobs.tasks.seal_audit": {"queue": "audit"},
     "jobs.tasks.deliver_webhook": {"queue": "webhooks"},
-    "jobs.tasks.verify_audit": {"queue": "background"},
-    "jobs.tasks.run_merge": {"queue": "background"},
+    "jobs.tasks.verify_audit": {"queue": "audit"},
+    "jobs.tasks.run_merge": {"queue": "merges"},
 }
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_TASK_TIME_LIMIT = 3000  # below the visibility timeout, so that a running task is never delivered again

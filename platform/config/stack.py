@@ -10,7 +10,7 @@ from config.services import Postgres, Redis, Service
 
 DATABASE_CONNECTIONS = 16  # that the web process holds at most
 SERVICES = ("redis", "postgres")
-STOP_ORDER = (("seed", "web", "worker", "rollouts", "background", "webhooks", "beat"), ("engine",), SERVICES)
+STOP_ORDER = (("seed", "web", "worker", "rollouts", "background", "merges", "webhooks", "beat"), ("engine",), SERVICES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Stack:
     def processes(self) -> tuple[Command, ...]:
         """The slowest to start first."""
         engine = (self.engine,) if self.env.own_engine else ()
-        return (*engine, self.web, self.worker, self.rollouts, self.background, self.webhooks, self.beat)
+        workers = (self.worker, self.rollouts, self.background, self.merges, self.webhooks)
+        return (*engine, self.web, *workers, self.beat)
 
     @property
     def engine(self) -> Command:
@@ -73,13 +74,21 @@ class Stack:
 
     @property
     def background(self) -> Command:
-        """Works through what takes minutes, so that nothing short ever waits for it."""
+        """Works through evaluations, which take minutes, so that nothing short ever waits for them."""
         return self._worker("background", "background")
 
     @property
+    def merges(self) -> Command:
+        """Works through merges, which may take an hour, so that no evaluation waits for them."""
+        return self._worker("merges", "merges")
+
+    @property
     def webhooks(self) -> Command:
-        """Delivers webhooks, a few at a time, so that nothing of ours ever waits for somebody else's server."""
-        return self._worker("webhooks", "webhooks", "--pool", "threads", concurrency=8)
+        """Delivers webhooks, a few at a time, so that nothing of ours ever waits for somebody else's server.
+
+        In the same threads the audit log is sealed and verified, which waits for no tenant's work either.
+        """
+        return self._worker("webhooks", "webhooks,audit", "--pool", "threads", concurrency=8)
 
     @property
     def beat(self) -> Command:

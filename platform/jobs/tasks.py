@@ -17,7 +17,7 @@ from django.conf import settings
 
 from audit import checkpoints, retention, verification
 from evaluations import services as evaluations
-from jobs import ticks
+from jobs import ticks, turns
 from merges import services as merges
 from metering import ledger
 from registry import services as registry
@@ -88,7 +88,8 @@ def seal_audit() -> None:
 
 @shared_task(name="jobs.tasks.run_evaluation", acks_late=True, reject_on_worker_lost=True, time_limit=SHIFT_LIMIT)
 def run_evaluation(evaluation_id: str) -> None:
-    evaluations.run_evaluation(UUID(evaluation_id))
+    """Somebody's, not always this one's: whose turn it is `turns` says."""
+    turns.serve(turns.EVALUATIONS)
 
 
 @periodic()
@@ -165,7 +166,8 @@ def forget_usage() -> None:
 
 @shared_task(name="jobs.tasks.run_merge", acks_late=True, reject_on_worker_lost=True)
 def run_merge(merge_id: str) -> None:
-    merges.run_merge(UUID(merge_id))
+    """Somebody's, not always this one's: whose turn it is `turns` says."""
+    turns.serve(turns.MERGES)
 
 
 @periodic()

@@ -37,6 +37,7 @@ KINDS = {
     "worker": "worker --queues celery",
     "rollouts": "worker --queues rollouts",
     "background": "worker --queues background",
+    "merges": "worker --queues merges",
     "webhooks": "worker --queues webhooks",
     "beat": "celery -A config beat",
 }
@@ -177,7 +178,7 @@ def run_what_was_printed(output: str) -> None:
 
 def everything_comes_back(up: Up, told: dict[str, str], url: str) -> None:
     """Kills each process in turn without a word; each is there again, and the whole is ready."""
-    for kind in ("web", "engine", "postgres", "redis", "worker", "rollouts", "background", "webhooks", "beat"):
+    for kind in [kind for kind in KINDS if kind != "up"]:
         comes_back(told, kind)
     deadline = time.monotonic() + 120
     while (who := down(url)) and time.monotonic() < deadline:

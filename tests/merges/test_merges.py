@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import torch
 from adapters.store import Store
 from audit.models import Event
 from audit.services import SYSTEM
+from merges import folders
 from merges.models import Merge, State
-from merges.services import cancel_merge, leases, resume_merges
+from merges.services import cancel_merge, leases, resume_merges, running
 from registry.models import BaseModel, Version
 from registry.models import State as VersionState
 from registry.services import ensure_adapter, validate_version
@@ -174,6 +176,17 @@ def test_progress_rises_and_a_shift_that_ends_is_followed_by_another(
     assert progress == sorted(progress)
     assert progress[-1] > 0.9
     assert list(dict.fromkeys(stage for stage, _ in shown[1:])) == ["merging", "verifying", "sealing"]
+
+
+def test_a_merge_makes_room_for_others_after_each_file_and_ends_all_the_same(
+    two: list[Version], acme: Tenant, client_of: Clients, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setattr(running, "SHORT", 0.0)
+    told = ask(client_of(acme), INTO_BASE)
+    for shift in range(1, 4):
+        assert run(told, others_wait=lambda: True) is None
+        assert len(list(folders.result(UUID(told["id"])).glob("*.safetensors"))) == shift
+    assert run(told) == State.READY
 
 
 def test_one_worker_works_on_a_merge_and_another_takes_over_only_when_it_is_gone(

@@ -1,4 +1,4 @@
-"""Merges by a real worker on the background queue, from the request to the end."""
+"""Merges by a real worker on the merges queue, from the request to the end."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from tests.workers import working
 
 @pytest.fixture
 def worker(transactional_db: None) -> Iterator[None]:
-    with working("celery", "background"):
+    with working("celery", "merges"):
         yield
 
 

@@ -1,10 +1,11 @@
 """Takes requests to evaluate a model, cancels them, and hands to workers what waits for one."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from apikeys import services as apikeys
@@ -72,6 +73,12 @@ def resume_evaluations() -> int:
     for pk in found:
         enqueue(pk)
     return len(found)
+
+
+def waiting() -> list[tuple[UUID, UUID, float, datetime]]:
+    """The evaluations that no worker has: each with its tenant's id and weight, and when it was requested."""
+    free = Evaluation.objects.pending().filter(Q(worker=None) | Q(leased_until__lt=timezone.now()))
+    return list(free.values_list("pk", "tenant_id", "tenant__weight", "created_at"))
 
 
 def enqueue(evaluation: UUID) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import fmean
 from uuid import UUID
 
@@ -17,20 +17,28 @@ from evaluations.services.leases import Lease
 
 AT_ONCE = 4  # requests; few, so that live traffic finds room in every batch
 BEAT = 1.0  # seconds within which a cancellation is noticed
-SHIFT = 300.0  # seconds; then others' evaluations have their turn
+SHIFT = 300.0  # seconds; then another one of the tenant's has its turn
+SHORT = 10.0  # seconds of a shift while other tenants wait
 STANDSTILL = 120.0  # seconds without an answer after which somebody else may try
 SCORING = 120.0  # seconds for all patterns and schemas of a shift
 
 Asked = dict[asyncio.Task[Answer], Item]
 
 
-def run_evaluation(evaluation_id: UUID) -> State | None:
-    """One shift. The state it settled the evaluation in; None when it was not this worker's, or goes on later."""
+def nobody_waits() -> bool:
+    return False
+
+
+def run_evaluation(evaluation_id: UUID, others_wait: Callable[[], bool] = nobody_waits) -> State | None:
+    """Work one shift, a short one when `others_wait`.
+
+    The state it settled the evaluation in; None when it was not this worker's, or goes on later.
+    """
     lease = leases.claim(evaluation_id)
     if lease is None:
         return None
     try:
-        complete = async_to_sync(_work)(lease)
+        complete = async_to_sync(_work)(lease, others_wait)
     except Refused as refusal:
         return leases.fail(lease, str(refusal))
     if complete:
@@ -39,10 +47,10 @@ def run_evaluation(evaluation_id: UUID) -> State | None:
     return None
 
 
-async def _work(lease: Lease) -> bool:
+async def _work(lease: Lease, others_wait: Callable[[], bool]) -> bool:
     """Whether every item has its result. False: the shift is over, or the lease lost. Raises Refused."""
     items = iter(await sync_to_async(_unanswered)(lease))
-    until, answered = time.monotonic() + SHIFT, time.monotonic()
+    begun = answered = time.monotonic()
     asked: Asked = {}
     with Judge(SCORING) as judge:
         async with client(lease.key) as http:
@@ -51,7 +59,9 @@ async def _work(lease: Lease) -> bool:
                     done, _ = await asyncio.wait(asked, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED)
                     answered = time.monotonic() if done else answered
                     held = await _write(lease, [(asked.pop(task), task) for task in done], judge)
-                    if not held or time.monotonic() > min(until, answered + STANDSTILL):
+                    if not held or time.monotonic() > min(begun + SHIFT, answered + STANDSTILL):
+                        return False
+                    if time.monotonic() > begun + SHORT and await sync_to_async(others_wait)():
                         return False
             finally:
                 await _drop(asked)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Sum
+from django.db.models import Q, Sum
 from django.utils import timezone
 
 from audit.models import Action
@@ -103,6 +103,12 @@ def clear(merge: UUID) -> None:
     """Take away whatever a merge that came to nothing has made. Its new version would have had its id."""
     folders.discard(merge)
     quarantine.discard(merge)
+
+
+def waiting() -> list[tuple[UUID, UUID, float, datetime]]:
+    """The merges that no worker has: each with its tenant's id and weight, and when it was requested."""
+    free = Merge.objects.filter(Q(state=State.QUEUED) | Q(state=State.RUNNING, leased_until__lt=timezone.now()))
+    return list(free.values_list("pk", "tenant_id", "tenant__weight", "created_at"))
 
 
 def enqueue(merge: UUID) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -37,6 +39,7 @@ from tenants.errors import PlatformError
 log = logging.getLogger(__name__)
 
 SHIFT = 40 * 60.0  # seconds; below CELERY_TASK_TIME_LIMIT
+SHORT = 60.0  # seconds of a shift while other tenants wait
 TOLD_EVERY = 1.0  # seconds
 REFUSALS = (MergeError, Rejected, StoreError, BaseModelError, PlatformError, NoRoom)
 RULES = ((NoRoom, "no-room"), (SignatureRequired, "signature-missing"))
@@ -48,12 +51,18 @@ class ShiftOver(Exception):
 
 
 class Shift:
-    """Counts what a merge has done, tells it once a second, and ends with its time."""
+    """Counts what a merge has done, tells it once a second, and ends with its time.
 
-    def __init__(self, lease: Lease, total: int, seconds: float) -> None:
+    It ends early for others who wait, once it has finished a file that the next shift need not write again.
+    """
+
+    def __init__(self, lease: Lease, total: int, seconds: float, others_wait: Callable[[], bool]) -> None:
         self._lease = lease
         self._total = total
         self._end = time.monotonic() + seconds
+        self._short = time.monotonic() + SHORT
+        self._others_wait = others_wait
+        self._finished = self._files()
         self._next = 0.0
         self._done = 0
 
@@ -65,17 +74,29 @@ class Shift:
             return
         self._next = now + TOLD_EVERY
         leases.keep(self._lease, stage=stage, done=self._done, total=self._total)
-        if now > self._end:
+        if now > self._end or (stage == "merging" and now > self._short and self._makes_room()):
             raise ShiftOver
 
+    def _makes_room(self) -> bool:
+        return self._files() > self._finished and self._others_wait()
 
-def run_merge(merge_id: UUID, seconds: float = SHIFT) -> State | None:
+    def _files(self) -> int:
+        return sum(1 for _ in folders.result(self._lease.merge.pk).glob("*.safetensors"))
+
+
+def nobody_waits() -> bool:
+    return False
+
+
+def run_merge(
+    merge_id: UUID, others_wait: Callable[[], bool] = nobody_waits, *, seconds: float = SHIFT
+) -> State | None:
     """Work on one merge; its state when this call settled it, None when it didn't. Repeatable."""
     lease = leases.claim(merge_id)
     if lease is None:
         return None
     try:
-        return _run(lease, seconds)
+        return _run(lease, seconds, others_wait)
     except Lost:
         tidy_merges()
         return None
@@ -91,11 +112,11 @@ def resume_merges() -> int:
     return len(deserted)
 
 
-def _run(lease: Lease, seconds: float) -> State | None:
+def _run(lease: Lease, seconds: float, others_wait: Callable[[], bool]) -> State | None:
     """Raises Lost, and what a bug or a broken disk raises: then the lease runs out, and it is tried again."""
     try:
         work = _into_base if lease.merge.kind == Kind.CHECKPOINT else _combine
-        return work(lease, seconds)
+        return work(lease, partial(Shift, lease, seconds=seconds, others_wait=others_wait))
     except ShiftOver:
         leases.hand_over(lease)
         return None
@@ -122,13 +143,13 @@ def _finding(error: Exception) -> Finding:
             return Finding(next((rule for kind, rule in RULES if isinstance(error, kind)), "refused"), str(error))
 
 
-def _into_base(lease: Lease, seconds: float) -> State:
+def _into_base(lease: Lease, shift_of: Callable[[int], Shift]) -> State:
     merge = lease.merge
     (adapter,) = _fetch(merge)
     base = BaseSpec.from_json(merge.base_model.spec)
     plan = plan_merge(adapter, base, merge.base_model.source, shard=SHARD)
     leases.reserve(lease, plan.size)
-    shift = Shift(lease, PASSES * plan.weights, seconds)
+    shift = shift_of(PASSES * plan.weights)
     folder = folders.result(merge.pk)
     write(plan, folder, shift)
     merged = read_checkpoint(str(folder))
@@ -137,7 +158,7 @@ def _into_base(lease: Lease, seconds: float) -> State:
     return leases.finish_checkpoint(lease, files, asdict(agreement))
 
 
-def _combine(lease: Lease, seconds: float) -> State:
+def _combine(lease: Lease, shift_of: Callable[[int], Shift]) -> State:
     merge = lease.merge
     base = BaseSpec.from_json(merge.base_model.spec)
     parts = [
@@ -146,7 +167,7 @@ def _combine(lease: Lease, seconds: float) -> State:
     ]
     folder = folders.result(merge.pk)
     total = sum(tensor.nbytes for part in parts for tensor in part.changes.tensors)
-    shift = Shift(lease, total, seconds)
+    shift = shift_of(total)
     merge_adapters(
         parts,
         _recipe(merge),
