@@ -22,13 +22,14 @@ _QUANTISED_COPY: Final = re.compile(r"(-unsloth)?-bnb-4bit$")
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """`linears` maps every torch.nn.Linear of named_modules() to (out, in), the output head among them;
-    `embeddings` every torch.nn.Embedding to (rows, width); `vectors` every parameter of one dimension (biases, norms'
-    weights) to its length. `head` is the output head's name, "" if it is no linear. `tied`: the head's weight is the
-    input embedding's. Of a mixture, `experts` maps every parameter that holds its experts' matrices, those of one
-    module together and in its order; `routers` every module that chooses experts by a weight of its own to that
-    weight's shape; `fused` what target_modules may still call by its older name to the parameter that PEFT takes it
-    for; `moved` expressions for parts of modules' older names to what those are now.
+    """`linears` maps every linear of named_modules() to (out, in), the output head among them; `embeddings` every
+    torch.nn.Embedding to (rows, width); `vectors` every parameter of one dimension (biases, norms' weights) to its
+    length. `head` is the output head's name, "" if it is no linear. `tied`: the head's weight is the input embedding's.
+    `transposed`: the linears that keep their weight as [in, out] (GPT-2's Conv1D). Of a mixture, `experts` maps every
+    parameter that holds its experts' matrices, those of one module together and in its order; `routers` every module
+    that chooses experts by a weight of its own to that weight's shape; `fused` what target_modules may still call by
+    its older name to the parameter that PEFT takes it for; `moved` expressions for parts of modules' older names to
+    what those are now.
     """
 
     architecture: str
@@ -40,6 +41,7 @@ class BaseSpec:
     tied: bool
     head: str = "lm_head"
     vectors: Mapping[str, int] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
     experts: Mapping[str, Experts] = field(default_factory=dict)
     routers: Shapes = field(default_factory=dict)
     fused: Mapping[str, str] = field(default_factory=dict)
@@ -47,10 +49,11 @@ class BaseSpec:
 
     @cached_property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
-        """Every parameter that an adapter may replace, to its shape."""
+        """Every parameter that an adapter may replace, to the shape that it is stored in."""
         kinds = (self.linears, self.embeddings, self.routers)
         matrices = {f"{name}.weight": shape for kind in kinds for name, shape in kind.items()}
-        return matrices | {name: (length,) for name, length in self.vectors.items()}
+        turned = {f"{name}.weight": self.linears[name][::-1] for name in self.transposed}
+        return matrices | turned | {name: (length,) for name, length in self.vectors.items()}
 
     @property
     def input_embedding(self) -> str:
@@ -69,6 +72,7 @@ class BaseSpec:
             "tied": self.tied,
             "head": self.head,
             "vectors": dict(self.vectors),
+            "transposed": sorted(self.transposed),
             "experts": {name: {**asdict(e), "parts": list(e.parts)} for name, e in self.experts.items()},
             "routers": {name: list(shape) for name, shape in self.routers.items()},
             "fused": dict(self.fused),
@@ -84,6 +88,7 @@ class BaseSpec:
             plain[kind] = {name: (int(rows), int(columns)) for name, (rows, columns) in shapes.items()}
         experts = plain.get("experts", {})
         plain["experts"] = {name: Experts(**{**e, "parts": tuple(e["parts"])}) for name, e in experts.items()}
+        plain["transposed"] = frozenset(plain.get("transposed", ()))
         return cls(**plain)
 
 
@@ -120,11 +125,12 @@ def specify(model: Any) -> BaseSpec:
         context_length=_context_length(text),
         vocab_size=int(text.vocab_size),
         hidden_size=int(text.hidden_size),
-        linears=_linears(model),
+        linears={name: _sides(module) for name, module in model.named_modules() if is_linear(module)},
         embeddings=_embeddings(model),
         tied=_tied(model, text),
         head=_head(model),
         vectors={name: len(parameter) for name, parameter in model.named_parameters() if parameter.dim() == 1},
+        transposed=frozenset(name for name, module in model.named_modules() if is_transposed(module)),
         experts=mixtures.experts(model),
         routers=mixtures.routers(model),
         fused=mixtures.fused(model),
@@ -195,18 +201,53 @@ def _short_contexts(text: Any) -> list[int]:
     return [int(kind["original_max_position_embeddings"]) for kind in kinds if kind.get("rope_type") == "longrope"]
 
 
-def _linears(model: Any) -> Shapes:
+def is_linear(module: Any) -> bool:
+    """Whether LoRA can be added to what it makes of rows: an nn.Linear, or a Conv1D.
+
+    One with a `forward` of its own must give a row of outputs for a row of inputs. A router that gives more is none;
+    PEFT can't train it either.
+    """
     from torch import nn
 
-    modules = model.named_modules()
-    return {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, nn.Linear)}
+    plain = type(module).forward is nn.Linear.forward
+    return is_transposed(module) or (isinstance(module, nn.Linear) and (plain or _maps_rows(module)))
+
+
+def is_transposed(module: Any) -> bool:
+    """Whether it is a linear that keeps its weight as [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def is_embedding(module: Any) -> bool:
+    """Whether it looks its input up in its rows, and at most scales them; not one that makes the ids itself."""
+    from torch import nn
+
+    plain = type(module).forward is nn.Embedding.forward
+    return isinstance(module, nn.Embedding) and (plain or hasattr(module, "embed_scale"))
+
+
+def _maps_rows(linear: Any) -> bool:
+    import torch
+
+    row = torch.empty(1, linear.in_features, device=linear.weight.device, dtype=linear.weight.dtype)
+    try:
+        with torch.no_grad():
+            return bool(linear(row).shape == (1, linear.out_features))
+    except Exception:  # another's forward may ask for anything
+        return False
+
+
+def _sides(linear: Any) -> tuple[int, int]:
+    if is_transposed(linear):
+        return linear.nf, linear.nx
+    return linear.out_features, linear.in_features
 
 
 def _embeddings(model: Any) -> Shapes:
-    from torch import nn
-
     modules = model.named_modules()
-    return {name: (m.num_embeddings, m.embedding_dim) for name, m in modules if isinstance(m, nn.Embedding)}
+    return {name: (m.num_embeddings, m.embedding_dim) for name, m in modules if is_embedding(m)}
 
 
 def _head(model: Any) -> str:

@@ -1,8 +1,8 @@
 """Knows what an adapter makes of each of its base's parameters, by blocks of rows; never files' layout or models.
 
 For a linear W [out, in] that is W + scale * B @ A, and with DoRA each row of that times magnitude over its norm; for an
-embedding [rows, width] it is W + scale * (B @ A).T, with DoRA each column. A replaced parameter stands for W. Of a
-mixture's experts, [experts, out, in], each is a linear's.
+embedding [rows, width], and a linear that keeps its weight as [in, out], it is W + scale * (B @ A).T, with DoRA each
+column. A replaced parameter stands for W. Of a mixture's experts, [experts, out, in], each is a linear's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Changes:
         header = read_header(folder / WEIGHTS, DEFAULT.within(base))
         self.layout = layout(read_config(folder / CONFIG), header, base)
         self.parameters = _by_parameter(self.layout)
-        self._embeddings = frozenset(base.embeddings)
+        self._turned = base.transposed.union(base.embeddings)
         self._tensors: Mapping[str, Stored] = {
             tensor.name: Stored(tensor.name, tensor.dtype, tensor.shape, folder / WEIGHTS, tensor.start, tensor.end)
             for tensor in header.tensors.values()
@@ -62,8 +62,8 @@ class Changes:
         own = self.own(parameter, stored, start, stop)
         if change.pair is not None:
             own = self._added(change.pair, own, start, stop)
-            if change.pair.magnitude and change.pair.module in self._embeddings:
-                own *= self._embedding_factor(parameter, stored)
+            if change.pair.magnitude and change.pair.module in self._turned:
+                own *= self.column_factor(parameter, stored)
             elif change.pair.magnitude:
                 own *= self._row_factor(change.pair, own, start, stop)[:, None]
         if change.experts is not None:
@@ -110,7 +110,7 @@ class Changes:
 
     def _added(self, pair: LoraPair, own: Tensor, start: int, stop: int) -> Tensor:
         a = self._a(pair)
-        if pair.module in self._embeddings:
+        if pair.module in self._turned:
             return own.addmm_(a[:, start:stop].T.float(), self.tensor(pair.b).T, alpha=pair.scale)
         return own.addmm_(self.tensor(pair.b, start, stop), a.float(), alpha=pair.scale)
 
@@ -127,7 +127,8 @@ class Changes:
         norms: Tensor = torch.linalg.norm(added, dim=1)
         return self.tensor(pair.magnitude, start, stop) / norms
 
-    def _embedding_factor(self, parameter: str, stored: Stored) -> Tensor:
+    def column_factor(self, parameter: str, stored: Stored) -> Tensor:
+        """The factor that DoRA gives each column of an embedding, or of a linear's weight [in, out]."""
         import torch
 
         if parameter not in self._factors:

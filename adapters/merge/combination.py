@@ -187,7 +187,7 @@ def _config(parts: Sequence[Part], ranks: Mapping[str, int], base: BaseSpec) -> 
     return {
         "base_model_name_or_path": parts[0].config.base_model,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": not base.transposed.isdisjoint(ranks),
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": common,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from adapters.base import BaseSpec
+from adapters.base import BaseSpec, is_embedding, is_transposed
 from adapters.errors import Unfaithful, Unmergeable
 from adapters.merge.changes import Change, Changes
 from adapters.merge.checkpoint import Checkpoint, Fused, Stored
@@ -90,7 +90,7 @@ class Streamed:
         _fill_buffers(self._model)
         undo = [action for name, module in self._model.named_modules() for action in self._attach(name, module)]
         try:
-            logits: Tensor = self._model.float()(input_ids=tokens, use_cache=False).logits
+            logits: Tensor = self._model.float().train(False)(input_ids=tokens, use_cache=False).logits
             return logits
         finally:
             for action in undo:
@@ -101,11 +101,12 @@ class Streamed:
         from torch import nn
 
         own = [name_ for name_, _ in module.named_parameters(recurse=False)] + _persistent(module)
-        if type(module) is nn.Linear:
-            module.__dict__["forward"] = partial(self._linear, name, module)
+        if type(module) is nn.Linear or is_transposed(module):
+            compute = self._transposed if is_transposed(module) else self._linear
+            module.__dict__["forward"] = partial(compute, name, module)
             yield partial(module.__dict__.pop, "forward")
         elif own:
-            read = self._gather if isinstance(module, nn.Embedding) else self._read
+            read = self._gather if is_embedding(module) else self._read
             before = dict(module._parameters), dict(module._buffers)
             yield module.register_forward_pre_hook(partial(read, name, own)).remove
             yield module.register_forward_hook(partial(_put_back, before)).remove
@@ -126,17 +127,33 @@ class Streamed:
         self, stored: Stored, parameter: str, change: Change, x: Tensor, low: Tensor | None, start: int, stop: int
     ) -> Tensor:
         """The outputs [start, stop) of a linear, without bias."""
-        self._progress("verifying", (stop - start) * stored.nbytes // stored.rows)
-        own = stored.read(start, stop).float()
-        if self._changes is None:
-            return x @ own.T
-        own = self._changes.own(parameter, stored, start, stop)
+        own = self._block(stored, parameter, start, stop)
         y = x @ own.T
-        if change.pair is not None and low is not None:
+        if self._changes is not None and change.pair is not None and low is not None:
             y = y + change.pair.scale * (low @ self._changes.tensor(change.pair.b, start, stop).T)
             if change.pair.magnitude:
                 y = y * self._changes.norms(change.pair, own, start, stop)
         return y
+
+    def _transposed(self, name: str, module: Any, x: Tensor) -> Tensor:
+        """What Conv1D computes, with the adapter's part beside it: as `_linear`, with the weight [in, out]."""
+        stored, change = self._stored(f"{name}.weight"), self._change(f"{name}.weight")
+        y = sum(
+            x[..., start:stop] @ self._block(stored, f"{name}.weight", start, stop) for start, stop in stored.blocks()
+        )
+        if self._changes is not None and change.pair is not None:
+            y = y + change.pair.scale * (x @ self._tensor(change.pair.a).T @ self._tensor(change.pair.b).T)
+            if change.pair.magnitude:
+                y = y * self._changes.column_factor(f"{name}.weight", stored)
+        biased: Tensor = y + self._vector(f"{name}.bias")
+        return biased
+
+    def _block(self, stored: Stored, parameter: str, start: int, stop: int) -> Tensor:
+        """Rows of a weight before any pair."""
+        self._progress("verifying", (stop - start) * stored.nbytes // stored.rows)
+        if self._changes is None:
+            return stored.read(start, stop).float()
+        return self._changes.own(parameter, stored, start, stop)
 
     def _gather(self, name: str, own: list[str], module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Only the rows of the embedding that are asked for, and the ids changed to fit."""

@@ -49,7 +49,7 @@ class Packed:
         panels = -(-self.outputs // self.panel)
         self.panels = torch.zeros(panels, self.inputs, self.panel, dtype=self.dtype)
         whole = self.outputs // self.panel
-        self.panels[:whole] = weight[: whole * self.panel].view(whole, self.panel, self.inputs).transpose(1, 2)
+        self.panels[:whole] = weight[: whole * self.panel].reshape(whole, self.panel, self.inputs).transpose(1, 2)
         if whole < panels:
             self.panels[whole, :, : self.outputs - whole * self.panel] = weight[whole * self.panel :].T
         self.bias = torch.zeros(panels * self.panel)

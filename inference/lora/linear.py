@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -61,6 +62,15 @@ class LoraLinear(nn.Module):
                 if correction is not None:
                     correct_(rows[start:end], inputs[start:end], correction)
         sgmm_(rows, inputs, self.table, self.batch.segments)
+
+
+def straightened(transposed: Any) -> nn.Linear:
+    """A linear that computes what one with a weight of [in, out] does (a Conv1D), on the same memory."""
+    inputs, outputs = transposed.weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.weight = nn.Parameter(transposed.weight.T, requires_grad=False)
+    linear.bias = transposed.bias
+    return linear
 
 
 class Siblings:

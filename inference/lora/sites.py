@@ -10,13 +10,14 @@ from inference.kernels.linear import Joined, Linears, Packed, joinable, packable
 from inference.kernels.operands import Table
 from inference.lora.embedding import LoraEmbedding
 from inference.lora.experts import LoraExperts
-from inference.lora.linear import Batch, LoraLinear, Siblings
+from inference.lora.linear import Batch, LoraLinear, Siblings, straightened
 from inference.lora.replaced import Replaced
 from inference.lora.weights import AdapterWeights
 
 
 class Frozen(Mapping[str, Tensor]):
-    """The base's own parameters by name; those that siblings took over are asked of them anew at every look."""
+    """The base's own parameters by name, linears' weights as [out, in]; those that siblings took over are asked of them
+    anew at every look."""
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self._plain = parameters
@@ -41,7 +42,7 @@ class Sites:
     """The model's linears, embeddings and experts, by module path; the model is changed in place.
 
     batch   what the layers see: all rows of the step
-    head    what the output head sees: the rows that are sampled
+    head    what the output head, and whatever else comes after the last layer, sees: the rows that are sampled
     frozen  the base's own parameters, by name
     rare    the slots that change more than linears by pairs: steps with them run in Python, segment by segment
     """
@@ -49,11 +50,14 @@ class Sites:
     def __init__(self, model: nn.Module, slots: int, spec: BaseSpec) -> None:
         self.batch = Batch()
         self.head = Batch()
+        for name in spec.transposed:
+            model.set_submodule(name, straightened(model.get_submodule(name)))
         self.frozen = Frozen(dict(model.named_parameters(remove_duplicate=False)))
         self._linears: dict[str, LoraLinear] = {}
         self._embeddings: dict[str, LoraEmbedding] = {}
         self._experts: dict[str, LoraExperts] = {}
         self._others: dict[str, Replaced] = {}
+        self._sampled: set[nn.Module] = set()
         self._model = model
         self.rare: set[int] = set()
         for name, module in list(model.named_modules()):
@@ -61,7 +65,7 @@ class Sites:
                 table = Table(slots, module.in_features, module.out_features, module.weight.device)
                 self._linears[name] = LoraLinear(module, table, self.head if name == spec.head else self.batch)
                 model.set_submodule(name, self._linears[name])
-            elif isinstance(module, nn.Embedding) and name in spec.embeddings:
+            elif name in spec.embeddings:
                 self._embeddings[name] = LoraEmbedding(module, self.batch)
                 model.set_submodule(name, self._embeddings[name])
         for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter in spec.experts):
@@ -73,14 +77,20 @@ class Sites:
         return {name: linear.table for name, linear in self._linears.items()}
 
     def pack(self, run: Callable[[], object]) -> None:
-        """Compute linears that read the same x, as the forward pass `run` shows, in one call; on a CPU, each in one."""
+        """Compute linears that read the same x, as the forward pass `run` shows, in one call; on a CPU, each in one.
+
+        `run` is over several rows of which one is sampled: what sees one row alone sees the sampled ones.
+        """
         read: list[tuple[Tensor, LoraLinear]] = []
 
-        def note(linear: nn.Module, inputs: tuple[Any, ...]) -> None:
-            assert isinstance(linear, LoraLinear)
-            read.append((inputs[0], linear))
+        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and _is_one_row(inputs[0]):
+                self._sampled.add(module)
+            if isinstance(module, LoraLinear):
+                module.batch = self.head if module in self._sampled else self.batch
+                read.append((inputs[0], module))
 
-        hooks = [linear.register_forward_pre_hook(note) for linear in self._linears.values()]
+        hooks = [module.register_forward_pre_hook(note) for module in self._model.modules()]
         run()
         for hook in hooks:
             hook.remove()
@@ -110,7 +120,8 @@ class Sites:
             self._experts[module].table(parameter).fill(slot, a, b, scale)
         for name, parameters in weights.parameters.items():
             if name not in self._others:
-                self._others[name] = Replaced(self._model.get_submodule(name), self.batch)
+                other = self._model.get_submodule(name)
+                self._others[name] = Replaced(other, self.head if other in self._sampled else self.batch)
             self._others[name].set(slot, parameters)
 
     def clear(self, slot: int) -> None:
@@ -127,9 +138,13 @@ class Sites:
             other.clear(slot)
 
 
+def _is_one_row(x: Tensor) -> bool:
+    return x.is_floating_point() and x.dim() > 1 and x.numel() == x.shape[-1]
+
+
 def _unite(group: list[LoraLinear]) -> None:
     """Compute them in one call from now on, where there is one for them."""
-    if all(packable(member.weight) for member in group):
+    if all(packable(m.weight) and type(m.linear).forward is nn.Linear.forward for m in group):
         Siblings(group, Linears([(Packed(m.linear.weight, m.linear.bias), m.table) for m in group]))
     elif joinable([member.linear for member in group]):
         Siblings(group, Joined([(member.linear, member.table) for member in group]))

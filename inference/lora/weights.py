@@ -113,9 +113,9 @@ def read(
 ) -> AdapterWeights:
     """An adapter's tensors, packed; pairs in their own dtype, what replaces the base's in the base's.
 
-    `frozen`: the base's parameters by name, on whatever device. `pinned`: into page-locked memory, which CUDA reads by
-    itself. Whatever takes long is done bit by bit, each within a `turn()`. Raises Rejected if the files don't fit the
-    base, TooLarge before it takes more than `largest` bytes.
+    `frozen`: the base's parameters by name, on whatever device, every linear's weight as [out, in]. `pinned`: into
+    page-locked memory, which CUDA reads by itself. Whatever takes long is done bit by bit, each within a `turn()`.
+    Raises Rejected if the files don't fit the base, TooLarge before it takes more than `largest` bytes.
     """
     file = folder / "adapter_model.safetensors"
     plan = layout(read_config(folder / "adapter_config.json"), read_header(file, DEFAULT.within(base)), base)
@@ -132,7 +132,7 @@ class _Reader:
         self._turn = turn
 
     def read(self, plan: Layout, base: BaseSpec) -> AdapterWeights:
-        changed = self._changed(plan)
+        changed = self._changed(plan, base)
         pairs: dict[str, Pair] = {}
         embeddings: dict[str, Pair] = {}
         corrections: dict[str, Correction] = {}
@@ -150,14 +150,16 @@ class _Reader:
         experts = {stack.parameter: self._experts(stack) for stack in plan.experts}
         return AdapterWeights(pairs, 0, embeddings, kept, changed, experts)
 
-    def _changed(self, plan: Layout) -> dict[str, dict[str, Tensor]]:
+    def _changed(self, plan: Layout, base: BaseSpec) -> dict[str, dict[str, Tensor]]:
         """By module and name, the parameters that the adapter replaces by others than the base has."""
         read: dict[str, Tensor] = {}
         changed: dict[str, dict[str, Tensor]] = {}
         for each in plan.replaced:
             own = self._frozen[f"{each.module}.{each.parameter}"]
+            turned = each.parameter == "weight" and each.module in base.transposed
             with self._turn():
-                new = read.setdefault(each.tensor, self._tensor(each.tensor).to(own))
+                stored = self._tensor(each.tensor)
+                new = read.setdefault(each.tensor, (stored.T if turned else stored).to(own))
                 same = torch.equal(new, own)
             if not same:
                 changed.setdefault(each.module, {})[each.parameter] = new

@@ -1,7 +1,8 @@
 """Knows how Transformers' attention layers reach the paged cache; never sequences or adapters.
 
-Registered in Transformers' AttentionInterface, so a model's own code calls it instead of eager or SDPA attention. Keys
-and values of the step's tokens are stored in the pool first; then every token attends to its own sequence's blocks.
+Registered in Transformers' AttentionInterface, so a model's own code calls it instead of eager or SDPA attention; those
+that don't ask it are led here by `direct`. Keys and values of the step's tokens are stored in the pool first;
+then every token attends to its own sequence's blocks.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ NAME = "lorayard_paged"
 
 
 class UnservedModel(Exception):
-    """This architecture's attention can't be served from paged blocks; the message says why."""
+    """This model can't be served from paged blocks as Transformers computes it; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class LayerShape:
 class PagedCache:
     """All layers' keys and values. `layout` is the step's, set by the runner.
 
-    Before `allocate` it only measures: a forward pass then shows which layers there are, and attends to itself.
+    Before `allocate` it only measures: a forward pass then shows which layers there are, and attends to nothing.
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,12 @@ class PagedCache:
             self._keys[layer] = zeros(shape.heads, shape.key)
             self._values[layer] = zeros(shape.heads, shape.value)
 
+    def release(self) -> None:
+        """Give the memory back; what was measured stays known."""
+        self.layout = None
+        self._keys.clear()
+        self._values.clear()
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, softcap: float
     ) -> Tensor:
@@ -73,6 +80,10 @@ class PagedCache:
         return paged_attention(query, keys, values, self.layout, scale, window=window, softcap=softcap)
 
     def _measure(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if layer in self.shapes:
+            raise UnservedModel(
+                f"layer {layer} attends more than once in a pass, with other values under the same keys"
+            )
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2])
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 
@@ -98,16 +109,19 @@ def attend(
 
 
 def attach(model: nn.Module, cache: PagedCache) -> None:
-    """Give every attention layer of the model its cache."""
+    """Have every attention layer of the model that Transformers has built attend in the cache."""
     for module in model.modules():
-        if hasattr(module, "layer_idx"):
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = NAME
+        if hasattr(module, "layer_idx") or hasattr(module, "layer_id"):
             module.lorayard_cache = cache  # type: ignore[assignment]
 
 
 def _refuse(extras: Mapping[str, Any]) -> None:
     for name in ("s_aux", "position_bias", "head_mask"):
         if extras.get(name) is not None:
-            raise UnservedModel(f"This model's attention uses {name}, which the paged attention does not compute.")
+            raise UnservedModel(f"its attention uses {name}, which the paged attention does not compute")
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)

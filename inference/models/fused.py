@@ -88,7 +88,7 @@ Trial = Callable[[nn.Module], list[Tensor]]
 
 
 def _offers(module: Any, calls: dict[nn.Module, dict[str, Any]]) -> Iterator[tuple[type, Any, Trial]]:
-    if type(module).__name__.endswith("RMSNorm") and list(module._parameters) == ["weight"]:
+    if type(module).__name__.endswith("RMSNorm") and list(dict(module.named_parameters())) == ["weight"]:
         x = _random(1, 3, module.weight.shape[0], device=module.weight.device)
         epsilon = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
         for offset in (0.0, 1.0) if epsilon else ():

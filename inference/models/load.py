@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adapters.base import BaseSpec, describe
 from inference.lora.sites import Sites
-from inference.models import attention
+from inference.models import attention, direct
 from inference.models.attention import PagedCache, UnservedModel
 from inference.models.fused import fuse
+from inference.models.proof import ask, prove, refusing
 
 LAYERS = frozenset({"full_attention", "sliding_attention"})
 """The kinds that the paged attention computes; of any other it would hide and show the wrong keys, silently."""
@@ -59,18 +60,28 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> Model:
-    """`source`: a folder or a hub id. Raises UnservedModel for an architecture whose attention we can't replace."""
+    """`source`: a folder or a hub id. Raises UnservedModel for one that isn't served as Transformers computes it."""
     spec = describe(source)
-    network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention.NAME)
-    _refuse_layers(spec, network)
-    return equip(network, spec, device, dtype, slots)
+    network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
+    network.train(False).requires_grad_(False).to(device)
+    try:
+        _refuse_layers(network)
+        with refusing("a forward pass of Transformers' own"):
+            reference = ask(network, spec, device)
+        with refusing("a forward pass with our attention and linears in it"):
+            model = equip(network, spec, device, dtype, slots)
+            prove(model, reference)
+    except UnservedModel as error:
+        raise UnservedModel(f"{spec.architecture} can't be served: {error}.") from error
+    return model
 
 
 def equip(network: PreTrainedModel, spec: BaseSpec, device: torch.device, dtype: torch.dtype, slots: int) -> Model:
-    """Put our attention, linears and layers' parts into a model that Transformers has built for `attention.NAME`."""
+    """Put our attention, linears and layers' parts into a model that Transformers has built."""
     network.train(False).requires_grad_(False).to(device)
     cache = PagedCache()
     attention.attach(network, cache)
+    direct.lead(network)
     model = Model(network, spec, cache, Sites(network, slots, spec), _stops(network), device, dtype)
     with torch.inference_mode(), model.current():
         fuse(network, lambda: _measure(model))
@@ -80,24 +91,25 @@ def equip(network: PreTrainedModel, spec: BaseSpec, device: torch.device, dtype:
     return model
 
 
-def _refuse_layers(spec: BaseSpec, network: PreTrainedModel) -> None:
+def _refuse_layers(network: PreTrainedModel) -> None:
     strange = {*(getattr(network.config.get_text_config(), "layer_types", None) or ())} - LAYERS
     if strange:
         raise UnservedModel(
-            f"{spec.architecture} has layers of {' and '.join(sorted(strange))}, which the paged attention does not "
-            f"compute; it computes {' and '.join(sorted(LAYERS))}."
+            f"it has layers of {' and '.join(sorted(strange))}, which the paged attention does not compute; it "
+            f"computes {' and '.join(sorted(LAYERS))}"
         )
 
 
 def _measure(model: Model) -> None:
-    """One pass over two tokens, which shows every layer's cache to be ours."""
+    """One pass over two tokens, of which one is sampled; it shows every layer's cache to be ours."""
     two = torch.zeros(2, dtype=torch.int64, device=model.device)
+    model.cache.shapes.clear()
     model.logits(two, torch.arange(2, device=model.device), two[:1])
     layers = model.network.config.get_text_config().num_hidden_layers
     if len(model.cache.shapes) != layers:
         raise UnservedModel(
-            f"{model.spec.architecture}: {layers} layers, but {len(model.cache.shapes)} of them keep keys and values; "
-            "a model with other kinds of layers can't be served."
+            f"of its {layers} layers {len(model.cache.shapes)} keep keys and values by Transformers' attention "
+            "interface, where the paged attention takes its place; the others compute something else, or by themselves"
         )
 
 

@@ -31,6 +31,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt2": {},
+    "falcon": {"multi_query": True},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
 }
 
 

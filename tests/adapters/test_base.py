@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapters.base import BaseSpec, describe
+from adapters.base import BaseSpec, describe, is_linear
 from adapters.errors import BaseModelMissing, BaseModelUnsupported
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "mixtral")
@@ -44,6 +44,36 @@ def test_fused_layers_are_listed_by_the_names_they_have(base_folder: Callable[[s
     linears = describe(str(base_folder("phi3"))).linears
     assert linears["model.layers.0.self_attn.qkv_proj"] == (64, 32)
     assert linears["model.layers.1.mlp.gate_up_proj"] == (96, 32)
+
+
+def test_weights_that_are_kept_transposed_are_linears_all_the_same(base_folder: Callable[[str], Path]) -> None:
+    """GPT-2's Conv1D: a linear of (out, in) to LoRA, a parameter of [in, out] to whatever replaces it."""
+    spec = describe(str(base_folder("gpt2")))
+    name = "transformer.h.1.attn.c_attn"
+    assert spec.linears[name] == (96, 32)
+    assert spec.parameters[f"{name}.weight"] == (32, 96)
+    assert spec.parameters[f"{name}.bias"] == (96,)
+    assert {name.rpartition(".")[2] for name in spec.transposed} == {"c_attn", "c_proj", "c_fc"}
+    assert "lm_head" in spec.linears
+    assert BaseSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_linear_with_a_forward_of_its_own_is_one_if_it_gives_a_row_for_a_row() -> None:
+    """Falcon's adds its bias by itself; Phi-3.5-MoE's router gives what was chosen beside."""
+    from torch import nn
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+    from transformers.models.llama4.configuration_llama4 import Llama4TextConfig
+    from transformers.models.llama4.modeling_llama4 import Llama4Router
+
+    assert is_linear(nn.Linear(2, 3))
+    assert is_linear(FalconLinear(2, 3))
+    router: Any = Llama4Router
+    assert not is_linear(router(Llama4TextConfig(hidden_size=4, num_local_experts=2)))
+    assert not is_linear(nn.Embedding(2, 3))
+
+
+def test_an_embedding_that_makes_its_ids_itself_takes_no_adapter(base_folder: Callable[[str], Path]) -> None:
+    assert set(describe(str(base_folder("opt"))).embeddings) == {"model.decoder.embed_tokens"}
 
 
 def test_a_description_survives_json(base_folder: Callable[[str], Path]) -> None:

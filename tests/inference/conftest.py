@@ -55,7 +55,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "mistral": {"sliding_window": 24},
     "gemma": {"num_key_value_heads": 1},
-    "phi3": {"sliding_window": 24, "num_key_value_heads": 4},
+    "phi3": {"sliding_window": 24, "num_key_value_heads": 4, "head_dim": None},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 56},
     "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
@@ -198,8 +198,7 @@ class Workshop:
         if not folder.exists():
             torch.manual_seed(0)
             settings = COMMON | ARCHITECTURES.get(architecture, {}) | changes
-            if architecture == "phi3":
-                settings.pop("head_dim")
+            settings = {name: value for name, value in settings.items() if value is not None}
             config = AutoConfig.for_model(architecture, **settings)
             AUTO.from_config(config, dtype=torch.float32).save_pretrained(folder)
         return Base(folder)

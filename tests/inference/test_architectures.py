@@ -62,7 +62,7 @@ def test_every_kind_of_layers_stays_exact_through_windows_prefix_hits_preemption
 def test_layers_that_attend_in_chunks_are_refused_by_name(workshop: Any) -> None:
     types = ["chunked_attention", "full_attention", "chunked_attention"]
     base = workshop.base("llama4_text", layer_types=types, num_local_experts=2, intermediate_size_mlp=64)
-    with pytest.raises(UnservedModel, match="Llama4ForCausalLM has layers of chunked_attention"):
+    with pytest.raises(UnservedModel, match=r"Llama4ForCausalLM can't be served: it has layers of chunked_attention"):
         load(str(base.folder), torch.device("cpu"), torch.float32, 1)
 
 

@@ -84,6 +84,26 @@ def test_every_variant_in_one_batch_answers_as_peft_does(workshop: Any, architec
     assert max(driver.engine.steps_by_adapters) == len(configs), "no step held rows of all adapters"
 
 
+def test_weights_that_are_kept_transposed_are_served_in_every_variant(workshop: Any) -> None:
+    """GPT-2's Conv1D (fan_in_fan_out), whose head is its embedding."""
+    base = workshop.base("gpt2")
+    attention = ["c_attn", "c_proj"]
+    configs: dict[str, dict[str, Any]] = {
+        "plain": {"r": 8, "target_modules": [*attention, "c_fc"], "fan_in_fan_out": True},
+        "unsaid": {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": False},
+        "all-linear": {"r": 4, "target_modules": "all-linear", "use_rslora": True},
+        "dora": {"r": 4, "target_modules": [*attention, "lm_head"], "use_dora": True, "rank_pattern": {"c_attn": 7}},
+        "lora-bias": {"r": 4, "target_modules": attention, "lora_bias": True},
+        "bias-all": {"r": 4, "target_modules": ["c_fc"], "bias": "all"},
+        "bias-lora-only": {"r": 4, "target_modules": attention, "bias": "lora_only", "use_dora": True},
+        "embeddings": {"r": 4, "target_modules": ["c_attn", "wte", "wpe"]},
+        "saved-ends": {"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["wte", "lm_head"]},
+        "saved-inside": {"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["h.1.mlp", "ln_f", "h.0.ln_1"]},
+        "saved-attention": {"r": 4, "target_modules": ["c_fc"], "modules_to_save": ["h.2.attn"]},
+    }
+    compare(workshop, base, made(workshop, base, configs))
+
+
 def test_a_tied_base_is_untied_or_stays_tied_as_peft_does_it(workshop: Any) -> None:
     base = workshop.base("llama", tie_word_embeddings=True)
     ends, adapters = ["embed_tokens", "q_proj"], variants("llama")

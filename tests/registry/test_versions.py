@@ -304,6 +304,7 @@ def test_a_description_of_an_earlier_release_is_completed(acme: Tenant, tiny_bas
     base = register_base_model(str(tiny_base_model))
     create_adapter(acme, "support", base_model=base, actor=SYSTEM)
     older = {name: value for name, value in base.spec.items() if name != "vectors"}
+    older["linears"] = dict(list(base.spec["linears"].items())[1:])  # GPT-2's were none
     BaseModel.objects.filter(pk=base.pk).update(spec=older)
     assert register_base_model(str(tiny_base_model)).spec == base.spec
 

@@ -1,6 +1,8 @@
 """Registers base models, makes and deletes adapters."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError, Q
@@ -26,7 +28,7 @@ def register_base_model(source: str, name: str | None = None, *, actor: Actor = 
         known = BaseModel.objects.select_for_update().filter(name=name).first()
         if known and known.spec == spec and known.source == source and known.is_default:
             return known
-        if known and known.adapters.exists() and any(spec.get(field) != said for field, said in known.spec.items()):
+        if known and known.adapters.exists() and not _says_all(spec, known.spec):
             raise BaseModelChanged(
                 f"Adapters exist for a different model named {name!r}; register this one by another name."
             )
@@ -35,6 +37,14 @@ def register_base_model(source: str, name: str | None = None, *, actor: Actor = 
         base, _ = BaseModel.objects.update_or_create(name=name, defaults=values)
         record(Action.BASE_MODEL_REGISTERED, tenant=None, actor=actor, target=name, data={"source": source})
     return base
+
+
+def _says_all(spec: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+    """Whether a description says everything that an earlier one said, modules that it left out beside."""
+    return earlier.keys() <= spec.keys() and all(
+        _says_all(spec[field], said) if isinstance(said, dict) else spec[field] == said
+        for field, said in earlier.items()
+    )
 
 
 def create_adapter(tenant: Tenant, name: str, *, base_model: BaseModel | None = None, actor: Actor) -> Adapter:

@@ -8,7 +8,13 @@ import pytest
 
 from adapters.base import BaseSpec, describe
 
-TARGETS = {"phi3": ["qkv_proj", "down_proj"], "mixtral": ["q_proj", "o_proj"]}
+TARGETS = {
+    "phi3": ["qkv_proj", "down_proj"],
+    "mixtral": ["q_proj", "o_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "falcon": ["query_key_value", "dense_4h_to_h"],
+    "opt": ["q_proj", "fc2"],
+}
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_the_merged_model_answers_as_peft_does(
     assert apart(tmp_path / "out", model) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "mistral", "gemma", "phi3", "mixtral"])
+@pytest.mark.parametrize("architecture", ["qwen3", "mistral", "gemma", "phi3", "mixtral", "falcon", "opt"])
 def test_every_architecture_that_is_served_can_be_merged(
     architecture: str, base_folder: Folders, spec_of: Specs, trained: Trained, tmp_path: Path
 ) -> None:
@@ -123,6 +123,35 @@ def test_experts_that_were_trained_apart_are_merged_as_peft_reads_them(
     write(plan, tmp_path / "out")
     assert checked(plan, tmp_path / "out").deviation < 1e-5
     model = PeftModel.from_pretrained(LOADER.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter").eval()
+    assert apart(tmp_path / "out", model) < 1e-5
+
+
+TRANSPOSED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True, "target_modules": ["c_fc", "lm_head"]},
+    "dora": {"use_dora": True},
+    "lora-bias": {"lora_bias": True, "target_modules": ["c_attn"]},
+    "saved": {"modules_to_save": ["c_fc", "ln_1"], "target_modules": ["c_attn"]},
+    "biases": {"bias": "all"},
+}
+
+
+@pytest.mark.parametrize("variant", TRANSPOSED)
+def test_weights_that_are_kept_transposed_are_merged_as_peft_does(
+    variant: str,
+    base_folder: Folders,
+    spec_of: Specs,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """GPT-2's Conv1D; its tensors are merged in blocks of some of their rows, which are inputs here."""
+    monkeypatch.setattr("adapters.merge.checkpoint.BLOCK", 1000)
+    adapter, model = trained("gpt2", **TRANSPOSED[variant])
+    plan = plan_merge(adapter, spec_of("gpt2"), str(base_folder("gpt2")), shard=SMALL_SHARDS)
+    write(plan, tmp_path / "out")
+    agreement = checked(plan, tmp_path / "out")
+    assert agreement.deviation < 1e-5 < 0.1 < agreement.effect
     assert apart(tmp_path / "out", model) < 1e-5
 
 
