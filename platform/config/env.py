@@ -76,6 +76,9 @@ class Env(BaseSettings):
 
     allowed_hosts: str = ""  # names beside loopback's and public_url's that requests may come for; ".a.org": all below
     trusted_proxies: str = ""  # networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed
+    # Whether the names of control tokens ("<|im_end|>") in what people say are these tokens, as they are for vLLM.
+    control_tokens_in_content: bool = False
+
     cors_origins: str = ""  # web pages that may call /v1 from a browser, as "https://app.example"; "*": all
     # Who may read /metrics and the API's schema, beside those who bear the token.
     inspect_from: Literal["loopback", "anywhere"] = "loopback"

@@ -24,8 +24,9 @@ async def chat_completions(request: GatewayRequest, caller: Caller) -> HttpRespo
     turns = [turn(message) for message in asked.messages]
     route = await trials.route(request.exchange, caller, asked, turns)
     base = route.target.base
-    forced = await prompts.answer(asked.forced_answer, base) if asked.forced_answer else ()
-    prompt = await prompts.chat(base, turns, param=asked.content, room=len(forced) or asked.limit)
+    share, answer_text = caller.share, asked.forced_answer
+    forced = await prompts.answer(answer_text, base, param="forced_answer", share=share) if answer_text else ()
+    prompt = await prompts.chat(base, turns, param=asked.content, room=len(forced) or asked.limit, share=share)
     run = await Run.start(request.exchange, caller, route, [prompt], asked, forced)
     return await answer(run, Shape(route.target.model, asked), stream=bool(asked.stream))
 

@@ -23,14 +23,14 @@ from registry.models import BaseModel
 async def completions(request: GatewayRequest, caller: Caller) -> HttpResponseBase:
     asked = CompletionRequest.parse(request.read())
     route = await trials.route(request.exchange, caller, asked)
-    tokens = [await _tokens(route.target.base, prompt, asked) for prompt in asked.prompts]
+    tokens = [await _tokens(route.target.base, prompt, asked, caller.share) for prompt in asked.prompts]
     run = await Run.start(request.exchange, caller, route, tokens, asked)
     return await answer(run, Shape(route.target.model, asked), stream=bool(asked.stream))
 
 
-async def _tokens(base: BaseModel, prompt: str | list[int], asked: CompletionRequest) -> list[int]:
+async def _tokens(base: BaseModel, prompt: str | list[int], asked: CompletionRequest, share: str) -> list[int]:
     if isinstance(prompt, str):
-        return await prompts.text(base, prompt, param=asked.content, room=asked.limit)
+        return await prompts.text(base, prompt, param=asked.content, room=asked.limit, share=share)
     prompts.check(base, prompt, param=asked.content, room=asked.limit)
     return prompt
 

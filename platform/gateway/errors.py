@@ -80,14 +80,15 @@ class BadRequest(ApiError):
 
 
 class ContextExceeded(BadRequest):
-    """`tokens` were asked for, of which `prompt` are the prompt's, where the context holds `limit`."""
+    """`tokens` were asked for (least: or more), of which `prompt` are the prompt's; the context holds `limit`."""
 
     default_code = "context_length_exceeded"
 
-    def __init__(self, limit: int, tokens: int, *, param: str, prompt: int | None = None) -> None:
+    def __init__(self, limit: int, tokens: int, *, param: str, prompt: int | None = None, least: bool = False) -> None:
+        number = f"{'at least ' if least else ''}{tokens} tokens"
         parts = "" if prompt is None else f" ({prompt} in the prompt, {tokens - prompt} in the completion)"
         super().__init__(
-            f"This model's maximum context length is {limit} tokens. However, you requested {tokens} tokens{parts}.",
+            f"This model's maximum context length is {limit} tokens. However, you requested {number}{parts}.",
             param=param,
         )
 

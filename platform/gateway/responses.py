@@ -55,7 +55,7 @@ async def begin(
     """
     said = turns(asked, before, known)
     route = await trials.route(exchange, caller, asked, said)
-    prompt = await prompts.chat(route.target.base, said, param=asked.content, room=asked.limit)
+    prompt = await prompts.chat(route.target.base, said, param=asked.content, room=asked.limit, share=caller.share)
     shape = Shape(route.target.model, asked)
     run = await Run.start(exchange, caller, route, [prompt], asked)
     run.name(shape.id)

@@ -175,8 +175,8 @@ def test_a_forced_answer_is_said_and_its_likelihood_told(buyer: Customer) -> Non
     drawn = ask(buyer, "support", logprobs=True, max_tokens=1)
     first = drawn.choices[0].logprobs.content[0]
     told = scored("never said: é<|end|>!")
-    assert told.choices[0].message.content == "never said: é!"
-    assert told.usage.completion_tokens == len(told.choices[0].logprobs.content) == 16
+    assert told.choices[0].message.content == "never said: é<|end|>!"
+    assert told.usage.completion_tokens == len(told.choices[0].logprobs.content) == 22
     assert all(entry.logprob < first.logprob for entry in told.choices[0].logprobs.content[:1])
     for fault in ({"max_tokens": 3}, {"stop": "x"}, {"n": 2}):
         with pytest.raises(openai.BadRequestError) as refused:

@@ -29,7 +29,8 @@ def _prompt_kind(value: Any) -> str:
     return f"{TAG}texts"
 
 
-TokenList = Annotated[list[Token], Field(min_length=1)]
+MAX_PROMPT = 2**20  # token ids, more than any context holds
+TokenList = Annotated[list[Token], Field(min_length=1, max_length=MAX_PROMPT)]
 Prompt = Annotated[
     Annotated[str, Tag(f"{TAG}text")]
     | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), Tag(f"{TAG}texts")]
