@@ -74,3 +74,11 @@ def test_the_containers_publish_one_port_on_loopback_alone() -> None:
         "web": ["127.0.0.1:8000:8000"]
     }
     assert set(composed["secrets"]) >= {"SECRET_KEY", "LORAYARD_PEPPER", "LORAYARD_ENGINE_SECRET", "POSTGRES_PASSWORD"}
+
+
+def test_every_decision_stands_in_their_index_by_its_title() -> None:
+    folder = ROOT / "docs" / "adr"
+    index = (folder / "README.md").read_text()
+    for page in sorted(folder.glob("0*.md")):
+        title = page.read_text().splitlines()[0].removeprefix("# ")
+        assert f"- [{title}]({page.name})" in index
