@@ -40,6 +40,10 @@ _FOREIGN: Final[Mapping[str, tuple[str, str]]] = {
         "unsupported-trainable-tokens",
         "it holds single tokens' embeddings, which aren't served; train the whole embedding with modules_to_save",
     ),
+    ".experts.": (
+        "unsupported-experts",
+        "it is of experts that were retrained as a whole, which isn't served; train them with LoRA",
+    ),
     "modules_to_save.": ("unknown-tensor", "its name is of a model in training; save the adapter with save_pretrained"),
     "lora_velora_embed": (
         "unsupported-velora",

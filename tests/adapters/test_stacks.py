@@ -183,3 +183,10 @@ def test_a_description_survives_its_document() -> None:
     assert BaseSpec.from_json(BASE.to_json()) == BASE
     older = {name: value for name, value in BASE.to_json().items() if name not in ("experts", "routers", "fused")}
     assert BaseSpec.from_json(older) == replace(BASE, experts={}, routers={}, fused={})
+
+
+def test_experts_that_were_retrained_as_a_whole_are_refused_with_the_reason() -> None:
+    whole = {"base_model.model.model.layers.0.mlp.experts.gate_up_proj": (EXPERTS * 2 * WIDE, HIDDEN)}
+    (finding, *_) = refused(attention() | whole, target_modules=["q_proj"], modules_to_save=["layers.0.mlp"])
+    assert finding.rule == "unsupported-experts"
+    assert "LoRA" in finding.message
