@@ -16,6 +16,7 @@ from inference import engine_pb2 as pb
 from inference.engine_pb2_grpc import EngineStub
 from inference.errors import (
     METADATA_KEY,
+    AdapterFaulty,
     AdapterMissing,
     AdapterUnavailable,
     EngineBusy,
@@ -23,13 +24,16 @@ from inference.errors import (
     EngineError,
     Internal,
     InvalidRequest,
+    NonFinite,
     PinsFull,
     PromptTooLong,
+    StepFailed,
     from_status,
 )
 from inference.wire import CLIENT_OPTIONS, authorization
 
 __all__ = [
+    "AdapterFaulty",
     "AdapterMissing",
     "AdapterState",
     "AdapterUnavailable",
@@ -43,6 +47,7 @@ __all__ = [
     "Generation",
     "Internal",
     "InvalidRequest",
+    "NonFinite",
     "PinsFull",
     "PositionLogprobs",
     "PromptTooLong",
@@ -50,6 +55,7 @@ __all__ = [
     "Sampling",
     "Started",
     "Stats",
+    "StepFailed",
     "Tier",
     "TokenLogprob",
 ]

@@ -5,10 +5,12 @@ EngineError
 │   └── PromptTooLong         prompt and answer do not fit the context
 ├── AdapterMissing            no version with that digest in the artifact store
 ├── AdapterUnavailable        the version is there and cannot be loaded
+│   └── AdapterFaulty         for a reason that lies in its files: they are damaged or do not fit
 ├── PinsFull                  too many adapters are pinned to pin another
 ├── EngineBusy                the queue is full; come back after `retry_after` seconds
 ├── EngineDown                nobody answers at the engine's address
 └── Internal                  the engine's own fault
+    ├── StepFailed            the model failed in a step that computed this request
     └── NonFinite             the model's output for this request was not a number
 """
 
@@ -79,6 +81,10 @@ class AdapterUnavailable(EngineError):
     retryable = True
 
 
+class AdapterFaulty(AdapterUnavailable):
+    code = "adapter_faulty"
+
+
 class PinsFull(EngineError):
     code = "pins_full"
     status = grpc.StatusCode.FAILED_PRECONDITION
@@ -119,6 +125,10 @@ class Internal(EngineError):
     status = grpc.StatusCode.INTERNAL
 
 
+class StepFailed(Internal):
+    code = "step_failed"
+
+
 class NonFinite(Internal):
     code = "non_finite_output"
 
@@ -128,10 +138,12 @@ TREE: tuple[type[EngineError], ...] = (
     PromptTooLong,
     AdapterMissing,
     AdapterUnavailable,
+    AdapterFaulty,
     PinsFull,
     EngineBusy,
     EngineDown,
     Internal,
+    StepFailed,
     NonFinite,
 )
 BY_CODE = {error.code: error for error in TREE}

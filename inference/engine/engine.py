@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from inference.engine.scheduler import Ended, Event, Plan, Sampled, Scheduler
 from inference.engine.sequence import Sequence
-from inference.errors import EngineDown, EngineError, Internal
+from inference.errors import EngineDown, EngineError, Internal, StepFailed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -168,7 +168,7 @@ class Engine:
         self.failed_steps += 1
         for row in plan.rows:
             if row.sequence in self.scheduler.live:
-                self.scheduler.fail(row.sequence, Internal("The engine failed while it computed this request."))
+                self.scheduler.fail(row.sequence, StepFailed("The engine failed while it computed this request."))
 
     def _account(self, plan: Plan, output: list[Sampled | None], started: float, adapters: int) -> None:
         generated = sum(sampled is not None for sampled in output)

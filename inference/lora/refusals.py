@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from inference.errors import AdapterUnavailable, EngineError, PinsFull
+from inference.errors import AdapterFaulty, AdapterUnavailable, EngineError, PinsFull
 from inference.lora.slot import Room, Slot
 from inference.lora.weights import AdapterWeights
 
@@ -20,7 +20,7 @@ def refusal(
 
     told = f"Version {digest} takes {size(needed)} of device memory"
     if needed > total:
-        return AdapterUnavailable(f"{told}; all adapters together have {size(total)}.")
+        return AdapterFaulty(f"{told}; all adapters together have {size(total)}.")
     if digest in held and needed + pinned > total - total // len(slots):
         return PinsFull(f"{told}; pinned ones hold {size(pinned)} of {size(total)}, and a slot's share stays free.")
     if needed + pinned > total:

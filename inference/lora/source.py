@@ -18,7 +18,7 @@ from torch import Tensor
 from adapters.base import BaseSpec
 from adapters.errors import Corrupt, Missing, Rejected
 from adapters.manifest import Turn
-from inference.errors import AdapterMissing, AdapterUnavailable, EngineError
+from inference.errors import AdapterFaulty, AdapterMissing, AdapterUnavailable, EngineError
 from inference.lora import weights
 from inference.lora.bounded import Bounded
 from inference.lora.disk import UNLIMITED, DiskCache
@@ -184,11 +184,11 @@ def _told(digest: str, error: Exception) -> EngineError:
         case Missing():
             return AdapterMissing(f"The artifact store has no version {digest}.")
         case Corrupt():
-            return AdapterUnavailable(f"The stored files of version {digest} are damaged.")
+            return AdapterFaulty(f"The stored files of version {digest} are damaged.")
         case Rejected():
-            return AdapterUnavailable(f"Version {digest} does not fit this base model: {error.findings[0].message}")
+            return AdapterFaulty(f"Version {digest} does not fit this base model: {error.findings[0].message}")
         case TooLarge():
-            return AdapterUnavailable(f"Version {digest} can't be held: {error}.")
+            return AdapterFaulty(f"Version {digest} can't be held: {error}.")
         case OSError():
             return AdapterUnavailable(f"Version {digest} could not be read: {error.strerror or type(error).__name__}.")
     log.error("loading version %s failed", digest, exc_info=error)

@@ -30,13 +30,16 @@ from django.urls import Resolver404
 from pydantic_core import to_json
 
 from inference.client import (
+    AdapterFaulty,
     AdapterMissing,
     AdapterUnavailable,
     EngineBusy,
     EngineDown,
     EngineError,
     InvalidRequest,
+    NonFinite,
     PromptTooLong,
+    StepFailed,
 )
 from metering.errors import BudgetExceeded
 from registry import errors as registry_errors
@@ -50,8 +53,12 @@ ENDPOINTS = ("chat/completions", "completions", "responses", "models", "feedback
 UNAVAILABLE: dict[type[EngineError], str] = {
     AdapterMissing: "This model's files cannot be found. Try again later.",
     AdapterUnavailable: "This model cannot be loaded now. Try again soon.",
+    AdapterFaulty: "This model's files cannot be loaded. Try again later.",
     EngineDown: "The engine does not answer. Try again soon.",
 }
+
+OF_A_VERSION = (AdapterFaulty, AdapterMissing, NonFinite, StepFailed)
+"""What counts against the version that was asked. Everything else is the platform's fault, the client's or nobody's."""
 
 
 class ApiError(Exception):

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from gateway import engine, meter, metrics, recorder, shadows, uses
 from gateway.authentication import Caller
-from gateway.errors import ApiError, ContextExceeded
+from gateway.errors import OF_A_VERSION, ApiError, ContextExceeded
 from gateway.exchange import Exchange
 from gateway.schemas.request import Request
 from gateway.sequences import asked_of_engine, at_most
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Indexed = tuple[int, Delta | Finished]
 
-FAULTS = (AdapterMissing, AdapterUnavailable, Internal)  # a version's or the engine's own, and no client's
+FAULTS = (AdapterMissing, AdapterUnavailable, Internal)  # a version's or the platform's own, and no client's
 
 
 @dataclass(slots=True)
@@ -215,7 +215,7 @@ class Run:
     def _fail(self, error: EngineError) -> None:
         """What is not the version's own failure is no observation of it."""
         self._outcome, self._code = _end_of(error)
-        if self._seen is not None and isinstance(error, FAULTS):
+        if self._seen is not None and isinstance(error, OF_A_VERSION):
             self._seen.fail(error.code)
         else:
             self._seen = None

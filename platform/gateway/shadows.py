@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway import engine, meter, metrics, recorder, uses
+from gateway.errors import OF_A_VERSION
 from inference.client import Delta, EngineBusy, EngineDown, EngineError, Event, Finished, Generation, Started
 from metering.models import Call, Outcome
 from rollouts.models import Arm
@@ -70,6 +71,9 @@ async def _run(trial: Trial, generation: Generation, call: Call) -> None:
         return
     except EngineError as error:
         outcome, code = Outcome.FAILED, error.code
+        if not isinstance(error, OF_A_VERSION):
+            metrics.SHADOWS.labels("failed").inc()
+            return
         seen.fail(error.code)
     finally:
         meter.end(call, outcome, code)

@@ -12,6 +12,7 @@ import pytest
 from django.utils import timezone
 
 from audit.services import SYSTEM
+from inference.client import AdapterFaulty, AdapterMissing, AdapterUnavailable, EngineError
 from registry.models import Adapter
 from rollouts import services
 from rollouts.models import Cause, Rollout, State
@@ -76,3 +77,17 @@ def test_a_load_that_outlasts_a_tick_is_asked_for_once_and_found_done_later(
     monkeypatch.setattr(loading, "PATIENCE", 10.0)
     assert after_a_tick(rollout).state == State.PROGRESSING
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [(AdapterFaulty("damaged"), "damaged"), (AdapterMissing("gone"), "gone"), (AdapterUnavailable("slow"), "")],
+)
+def test_what_is_no_fault_of_the_files_is_none_of_the_canary_s(
+    error: EngineError, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loading, "ask", ask)
+    assert loading._loaded("sha256:0") == loading.Load(False, fault)

@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from uuid import UUID
 
-from inference.client import AdapterMissing, AdapterUnavailable, EngineError
+from inference.client import AdapterFaulty, AdapterMissing, EngineError
 from registry.engine import ask
 from registry.services import note_use
 from rollouts.models import Rollout, State
@@ -70,7 +70,7 @@ def _question(digest: str) -> Future[Load]:
 def _loaded(digest: str) -> Load:
     try:
         ask(lambda engine: engine.preload(digest, timeout=LONGEST))
-    except (AdapterMissing, AdapterUnavailable) as error:
+    except (AdapterMissing, AdapterFaulty) as error:
         return Load(False, error.message)
     except EngineError as error:
         log.info("the engine does not say yet whether it can load a canary: %s", error.code)
