@@ -169,17 +169,28 @@ def _require_files(folder: Path) -> None:
 
 def _skeleton(source: str, config: Any) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    builder: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return builder.from_config(config, trust_remote_code=False)
+            return kind(config).from_config(config, trust_remote_code=False)
     except Exception as error:  # a constructor may raise anything on a config that makes no sense
         reason = _reason(error)
         raise BaseModelUnsupported(
             f"{source} isn't a causal language model that Transformers loads: {reason}"
         ) from error
+
+
+def kind(config: Any) -> Any:
+    """Transformers' auto class for a config: of causal language models, or of those that read images beside text.
+
+    Of the latter the text's part alone is asked here.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as auto
+
+    reads_images = type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    causal = type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if reads_images and not causal else AutoModelForCausalLM
 
 
 def _context_length(text: Any) -> int:

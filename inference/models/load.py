@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from adapters.base import BaseSpec, describe
+from adapters.base import BaseSpec, build, specify
 from inference.lora.sites import Sites
 from inference.models import attention, direct
 from inference.models.attention import PagedCache, UnservedModel
@@ -61,8 +61,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def load(source: str, device: torch.device, dtype: torch.dtype, slots: int) -> Model:
     """`source`: a folder or a hub id. Raises UnservedModel for one that isn't served as Transformers computes it."""
-    spec = describe(source)
-    network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
+    skeleton = build(source)
+    spec = specify(skeleton)
+    network: PreTrainedModel = type(skeleton).from_pretrained(source, dtype=dtype, attn_implementation="eager")
     network.train(False).requires_grad_(False).to(device)
     try:
         _refuse_layers(network)

@@ -19,8 +19,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from adapters.base import kind
 from inference.client import Sampling
 from inference.engine.blocks import BlockPool
 from inference.engine.engine import Engine
@@ -32,7 +33,6 @@ from inference.lora.slots import SlotPool
 from inference.lora.weights import AdapterWeights, read
 from inference.models.load import Model, load
 
-AUTO: Any = AutoModelForCausalLM
 VOCABULARY = 199
 ROOMY = 64 << 20  # bytes, more than any test's adapters take
 COMMON = {
@@ -73,7 +73,8 @@ class Base:
 
     @cached_property
     def _network(self) -> Any:
-        return AUTO.from_pretrained(self.folder, dtype=torch.float32).eval()
+        auto = kind(AutoConfig.from_pretrained(self.folder))
+        return auto.from_pretrained(self.folder, dtype=torch.float32).eval()
 
     def oracle(self, adapter: Path | None) -> Any:
         """Transformers' model, with the adapter put in by PEFT."""
@@ -200,7 +201,7 @@ class Workshop:
             settings = COMMON | ARCHITECTURES.get(architecture, {}) | changes
             settings = {name: value for name, value in settings.items() if value is not None}
             config = AutoConfig.for_model(architecture, **settings)
-            AUTO.from_config(config, dtype=torch.float32).save_pretrained(folder)
+            kind(config).from_config(config, dtype=torch.float32).save_pretrained(folder)
         return Base(folder)
 
     def adapter(self, base: Base, seed: int | str, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
