@@ -16,6 +16,7 @@ those too by a bounded amount (`arrears`): a quantum, a prompt, and what the bat
 import argparse
 import heapq
 import itertools
+import math
 import random
 import statistics
 import time
@@ -301,6 +302,42 @@ def report(cost: Cost, arguments: argparse.Namespace) -> None:
             )
 
 
+def flood(cost: Cost, arguments: argparse.Namespace) -> None:
+    """What one tenant's first tokens cost beside another that holds every row, and what that costs the whole."""
+    draw = random.Random(arguments.seed)  # noqa: S311
+    asked = [Arrival(20 + 5 * n + draw.random(), "modest", "modest/a", 64, 16) for n in range(60)]
+    print(f"{arguments.queued} requests of one tenant at once, 60 of another's, 5 s apart; {cost}")
+    print(
+        "rows  the greedy's prompts, answers   modest's steps p50  p95  TTFT p95   arrears / bound   yields   tokens/s"
+    )
+    for rows, prompts, answers in (
+        (64, (8, 256), (300, 900)),
+        (64, (500, 2000), (300, 900)),
+        (64, (8, 256), (8, 128)),
+        (8, (8, 256), (300, 900)),
+    ):
+        greedy = [
+            Arrival(0.0, GREEDY, "greedy/a", draw.randint(*prompts), draw.randint(*answers))
+            for _ in range(arguments.queued)
+        ]
+        for name, arrivals, quantum in (
+            ("alone", asked, QUANTUM),
+            ("flood", greedy, QUANTUM),
+            ("never yields", greedy + asked, math.inf),
+            ("yields", greedy + asked, QUANTUM),
+        ):
+            found = Simulation(cost, fair=True, rows=rows, tokens=2**17, quantum=quantum).run(arrivals)
+            steps = sorted(found.steps["modest"]) or [0]
+            print(
+                f"{rows:4}  {prompts!s:12} {answers!s:12} {name:12}"
+                f" {steps[len(steps) // 2]:8} {steps[int(0.95 * (len(steps) - 1))]:4}"
+                f" {found.percentile(95, lambda tenant: tenant != GREEDY):9.2f} s"
+                f" {found.arrears:9.0f} / {found.arrears_bound:.0f} {found.yields:8}"
+                f" {found.tokens / found.seconds:9.1f}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=4000)
@@ -313,6 +350,8 @@ def main() -> None:
     names = [constant.name for constant in fields(Cost)]
     for name in names:
         parser.add_argument(f"--{name}-ms", type=float, default=1e3 * getattr(default, name))
+    parser.add_argument("--flood", action="store_true", help="one tenant that holds every row, and another")
+    parser.add_argument("--queued", type=int, default=1500, help="requests of the tenant that floods")
     parser.add_argument("--fit", action="store_true", help="measure this machine's steps and simulate with them")
     parser.add_argument("--layers", type=int, default=24, help="of the model that --fit measures")
     parser.add_argument("--rounds", type=int, default=3, help="in which --fit measures each case")
@@ -324,7 +363,7 @@ def main() -> None:
         found = fit(arguments.layers, arguments.rounds)
         cost = replace(cost, **found)
         print("fitted: " + " ".join(f"--{name}-ms {1e3 * seconds:.4g}" for name, seconds in found.items()), flush=True)
-    report(cost, arguments)
+    (flood if arguments.flood else report)(cost, arguments)
 
 
 if __name__ == "__main__":
