@@ -10,6 +10,7 @@ import resource
 import socket
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -24,6 +25,9 @@ from config.edges import PROBES, Network
 HEAD_SECONDS = 15.0  # from a request's first byte, or a connection's beginning, to the head's end
 MAX_HEAD = 64 * 1024  # bytes
 SPARE = 64  # connections beyond the limit, where probes are answered and all others told to come back later
+UNSENT = (
+    16 * 1024
+)  # bytes of an answer that are kept ready; the kernel would take megabytes for a client that reads none
 OTHER_FILES = 192  # that the process needs besides: libraries, logs, the database, the engine, uploads on their way
 FIRST_LOOK, LONGEST_LOOK = 0.02, 5.0  # seconds between looks whether a client that closed its half still listens
 
@@ -111,6 +115,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        _hold_back(transport)
         self._admitted = lobby().enter(self, _host(self.client))
         if not self._admitted:
             self.app = _Full(self.app)
@@ -214,6 +219,7 @@ class Socket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        _hold_back(transport)
         lobby().enter(self, _host(self.client))
         lobby().busy(self)
 
@@ -240,6 +246,13 @@ class _Full:
 
 
 CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections"}
+
+
+def _hold_back(transport: asyncio.Transport) -> None:
+    """Whoever writes waits as soon as a client stops reading, so that no more is generated than it will read."""
+    transport.set_write_buffer_limits(high=UNSENT)
+    with suppress(OSError):  # a socket that is no TCP's
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
 
 def _headers(status: int) -> list[tuple[bytes, bytes]]:
