@@ -5,9 +5,10 @@ One client per event loop; it may be shared by any number of tasks of that loop.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -37,6 +38,7 @@ __all__ = [
     "AdapterMissing",
     "AdapterState",
     "AdapterUnavailable",
+    "Answer",
     "Delta",
     "EngineBusy",
     "EngineClient",
@@ -144,7 +146,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """reason: "stop" or "length"."""
+    """reason: "stop" or "length", or "left" of one that was closed, which no reader sees."""
 
     reason: str
     prompt_tokens: int
@@ -215,6 +217,8 @@ class Stats:
     tiers: tuple[Tier, ...] = ()
 
 
+ACKNOWLEDGE = 16  # tokens read, of which the engine is told at once
+LAST_WORD = 2.0  # seconds
 RECONNECT = 0.5  # seconds, of which the wire's longest pause between two attempts is half
 DOWN = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
@@ -231,22 +235,9 @@ class EngineClient:
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._metadata = (authorization(secret),)
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
-        """Started, then Deltas, then Finished. Closing the generator or cancelling its reader cancels the sequence."""
-        await self._reconnected()
-        call = self._engine.Generate(_request(generation), metadata=self._metadata)
-        finished = False
-        try:
-            async for message in call:
-                event = _event(message)
-                finished = isinstance(event, Finished)
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
-        finally:
-            call.cancel()
-        if not finished:
-            raise Internal("The engine ended the stream before its last event.")
+    def generate(self, generation: Generation) -> "Answer":
+        """Its events, from the first `anext` on."""
+        return Answer(self._begin, _request(generation))
 
     async def preload(self, digest: str, *, pin: bool = False, timeout: float = 60.0) -> AdapterState:  # noqa: ASYNC109
         """Answers when the adapter is on the device. Pinned, it stays until it is unpinned or evicted.
@@ -290,6 +281,10 @@ class EngineClient:
         """Cancels every call under way."""
         await self._channel.close(None)
 
+    async def _begin(self) -> Any:
+        await self._reconnected()
+        return self._engine.Generate(metadata=self._metadata)
+
     async def _reconnected(self) -> None:
         """Gives a broken connection RECONNECT seconds to come back, so that an engine just restarted is not missed."""
         deadline = time.monotonic() + RECONNECT
@@ -301,6 +296,96 @@ class EngineClient:
             return await method(request, timeout=timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
+
+
+class Answer:
+    """One request's events: Started, then Deltas, then Finished. Raises EngineError. Whoever starts one closes it.
+
+    The engine stays a window of tokens ahead of the reader. Closing stops the sequence. made: the tokens that the
+    engine has made for it, read or not; once it is closed that is all of them, unless the engine is gone.
+    """
+
+    def __init__(self, begin: Callable[[], Awaitable[Any]], request: pb.GenerateRequest) -> None:
+        self.made = 0
+        self._begin = begin
+        self._request = request
+        self._call: Any = None
+        self._receiving: asyncio.Task[None] | None = None
+        self._come: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        self._sending = asyncio.Lock()
+        self._unread = 0
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event; asking for it says that the ones before were read."""
+        if self._over:
+            raise StopAsyncIteration
+        if self._receiving is None:
+            self._call = await self._begin()
+            self._receiving = asyncio.create_task(self._receive())
+        if self._unread >= ACKNOWLEDGE:
+            read, self._unread = self._unread, 0
+            await asyncio.shield(self._send(pb.GenerateCall(read=pb.Read(tokens=read))))
+        event = await self._come.get()
+        self._over = not isinstance(event, Started | Delta)
+        if isinstance(event, BaseException):
+            raise event
+        if isinstance(event, Delta):
+            self._unread += len(event.tokens)
+        return event
+
+    async def aclose(self) -> None:
+        """Within a step, or LAST_WORD seconds where the engine says nothing."""
+        self._over = True
+        if self._receiving is None:
+            return
+        try:
+            if not self._receiving.done():
+                async with asyncio.timeout(LAST_WORD):
+                    await self._half_close()
+                    await asyncio.wait([self._receiving])
+        except TimeoutError:
+            pass
+        finally:
+            self._call.cancel()
+
+    async def _receive(self) -> None:
+        """Takes what comes as it comes: a read that is cancelled would cancel the call."""
+        last: Event | BaseException | None = None
+        try:
+            await self._send(pb.GenerateCall(request=self._request))
+            async for message in self._call:
+                last = _event(message)
+                self._count(last)
+                self._come.put_nowait(last)
+        except grpc.aio.AioRpcError as error:
+            self._come.put_nowait(_translated(error))
+        except asyncio.CancelledError as error:  # the client was closed
+            self._come.put_nowait(error)
+        else:
+            if not isinstance(last, Finished):
+                self._come.put_nowait(Internal("The engine ended the stream before its last event."))
+
+    def _count(self, event: Event) -> None:
+        match event:
+            case Delta():
+                self.made += len(event.tokens)
+            case Finished():
+                self.made = event.completion_tokens
+
+    async def _send(self, message: pb.GenerateCall) -> None:
+        """A call that is over needs nothing any more; how it ended `_receive` hears."""
+        async with self._sending:
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._call.write(message)
+
+    async def _half_close(self) -> None:
+        async with self._sending:
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._call.done_writing()
 
 
 def _request(generation: Generation) -> pb.GenerateRequest:

@@ -68,6 +68,20 @@ class GenerateRequest(_message.Message):
     start_within: float
     def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., digest: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., share: _Optional[str] = ..., weight: _Optional[float] = ..., salt: _Optional[str] = ..., priority: _Optional[int] = ..., start_within: _Optional[float] = ...) -> None: ...
 
+class Read(_message.Message):
+    __slots__ = ("tokens",)
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    def __init__(self, tokens: _Optional[int] = ...) -> None: ...
+
+class GenerateCall(_message.Message):
+    __slots__ = ("request", "read")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    request: GenerateRequest
+    read: Read
+    def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., read: _Optional[_Union[Read, _Mapping]] = ...) -> None: ...
+
 class TokenLogprob(_message.Message):
     __slots__ = ("token", "text", "raw", "logprob")
     TOKEN_FIELD_NUMBER: _ClassVar[int]

@@ -34,9 +34,9 @@ class EngineStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Generate = channel.unary_stream(
+        self.Generate = channel.stream_stream(
                 '/lorayard.engine.v1.Engine/Generate',
-                request_serializer=inference_dot_engine__pb2.GenerateRequest.SerializeToString,
+                request_serializer=inference_dot_engine__pb2.GenerateCall.SerializeToString,
                 response_deserializer=inference_dot_engine__pb2.GenerateEvent.FromString,
                 _registered_method=True)
         self.Preload = channel.unary_unary(
@@ -69,9 +69,11 @@ class EngineStub:
 class EngineServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def Generate(self, request, context):
+    def Generate(self, request_iterator, context):
         """One request, streamed: Started, then Deltas, then Finished. A failure ends the stream with a gRPC status whose
         trailing metadata "lorayard-error" is JSON {"code", "message", "param", "retry_after", ...}.
+        The caller sends its request, then how much it has read; the engine stays a window of tokens ahead of that. When it
+        wants no more it closes its side, and Finished says what was made for it until then; who cancels is not told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,9 +117,9 @@ class EngineServicer:
 
 def add_EngineServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Generate': grpc.unary_stream_rpc_method_handler(
+            'Generate': grpc.stream_stream_rpc_method_handler(
                     servicer.Generate,
-                    request_deserializer=inference_dot_engine__pb2.GenerateRequest.FromString,
+                    request_deserializer=inference_dot_engine__pb2.GenerateCall.FromString,
                     response_serializer=inference_dot_engine__pb2.GenerateEvent.SerializeToString,
             ),
             'Preload': grpc.unary_unary_rpc_method_handler(
@@ -157,7 +159,7 @@ class Engine:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Generate(request,
+    def Generate(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -167,11 +169,11 @@ class Engine:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/lorayard.engine.v1.Engine/Generate',
-            inference_dot_engine__pb2.GenerateRequest.SerializeToString,
+            inference_dot_engine__pb2.GenerateCall.SerializeToString,
             inference_dot_engine__pb2.GenerateEvent.FromString,
             options,
             channel_credentials,

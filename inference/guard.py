@@ -41,7 +41,7 @@ def _translating(handler: Any) -> Any:
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for message in handler.unary_stream(request, context):
+            async for message in handler.stream_stream(request, context):
                 yield message
         except Exception as error:
             await _abort(context, error)
@@ -56,8 +56,8 @@ def _translating(handler: Any) -> Any:
 
 
 def _like(handler: Any, behaviour: Callable[..., Any]) -> Any:
-    """`behaviour` in the place of a handler of unary requests."""
-    make = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+    """`behaviour` in the place of a handler that streams both ways or neither."""
+    make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
     return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 

@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +25,7 @@ from inference.engine.engine import Engine
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Begun, Ended, Event, Limits, Logprobs, Scheduler, Token
 from inference.engine.sequence import Sequence
-from inference.errors import Internal, InvalidRequest
+from inference.errors import EngineError, Internal, InvalidRequest
 from inference.lora.arena import Arena
 from inference.lora.disk import DiskCache
 from inference.lora.slots import SlotPool
@@ -38,6 +40,14 @@ T = TypeVar("T")
 BLOCK = 16  # tokens
 FRESH = 5.0  # seconds for which a forward pass proves the engine's health
 MAX_TOP_LOGPROBS = 20
+WINDOW = 128  # tokens that a sequence may be ahead of its reader
+
+
+@dataclass(frozen=True)
+class Left:
+    """The caller wanted no more; so many tokens were made for it."""
+
+    made: int
 
 
 class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -48,7 +58,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary.of(tokenizer)
         self._ids = itertools.count()
-        self._streams: dict[int, asyncio.Queue[Event]] = {}
+        self._streams: dict[int, asyncio.Queue[Event | Left]] = {}
         spec, share = model.spec, memory.shares(model, BLOCK, arguments)
         self._loader = Loader(
             DiskCache(Store(arguments.store), arguments.cache, share.disk),
@@ -76,9 +86,10 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             self._runner.record(limits.rows, self._scheduler.context)
         self.engine = Engine(self._scheduler, self._runner, self._deliver, check=arguments.check)
 
-    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateEvent]:
-        sequence = self._sequence(request)
+    async def Generate(self, calls: AsyncIterator[pb.GenerateCall], context: Any) -> AsyncIterator[pb.GenerateEvent]:
+        sequence = self._sequence(await _asked(calls))
         events = self._open(sequence)
+        following = asyncio.create_task(self._follow(calls, sequence, events))
         text, told = self._text(sequence), 0  # the engine may be some tokens ahead
         try:
             while True:
@@ -92,6 +103,9 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
                         if text.stopped:
                             yield _finished(sequence, "stop", told)
                             return
+                    case Left():
+                        yield _finished(sequence, "left", event.made)
+                        return
                     case Ended(error=None):
                         if rest := text.flush():
                             yield pb.GenerateEvent(delta=pb.Delta(text=rest))
@@ -100,6 +114,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
                     case Ended():
                         raise event.error or Internal("The engine gave no reason.")
         finally:
+            following.cancel()
             self._close(sequence)
 
     async def Preload(self, request: pb.PreloadRequest, context: Any) -> pb.AdapterState:
@@ -197,6 +212,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             request.priority,
             time.monotonic() + request.start_within if request.start_within else math.inf,
             bad_words=list(self._bad_words(sampling.bad_words)),
+            window=WINDOW,
         )
 
     def _bad_words(self, words: Iterable[str]) -> Iterator[list[int]]:
@@ -222,7 +238,16 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             min_tokens=asked.min_tokens,
         )
 
-    def _open(self, sequence: Sequence) -> asyncio.Queue[Event]:
+    async def _follow(
+        self, calls: AsyncIterator[pb.GenerateCall], sequence: Sequence, events: asyncio.Queue[Event | Left]
+    ) -> None:
+        """Tell the engine how far the caller has read, and stop the sequence when the caller wants no more."""
+        async for call in calls:
+            self.engine.read(sequence, call.read.tokens)
+        with suppress(EngineError):  # of an engine that has ended the sequence hears itself
+            events.put_nowait(Left(await self._ask(lambda: self._scheduler.stop(sequence))))
+
+    def _open(self, sequence: Sequence) -> asyncio.Queue[Event | Left]:
         events = self._streams[sequence.id] = asyncio.Queue()
         self.engine.submit(sequence)
         return events
@@ -288,6 +313,7 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             gauges={
                 "running": len(scheduler.running),
                 "waiting": len(scheduler.queue),
+                "held": len(scheduler.held),
                 "blocks": blocks.total,
                 "blocks_free": blocks.available,
                 "blocks_cached": blocks.cached,
@@ -314,6 +340,13 @@ class Service(engine_pb2_grpc.EngineServicer, health_pb2_grpc.HealthServicer):  
             steps_by_rows=dict(engine.steps_by_rows),
             tiers=residency.tiers(slots, self._loader),
         )
+
+
+async def _asked(calls: AsyncIterator[pb.GenerateCall]) -> pb.GenerateRequest:
+    first = await anext(calls, None)
+    if first is None or not first.HasField("request"):
+        raise InvalidRequest("The first message of a call must be its request.")
+    return first.request
 
 
 def _started(sequence: Sequence) -> pb.Started:

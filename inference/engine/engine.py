@@ -90,6 +90,10 @@ class Engine:
         """Forget a request before the next step; no event follows. Nothing happens if it has ended."""
         self._leave(Note(lambda: self.scheduler.cancel(sequence)))
 
+    def read(self, sequence: Sequence, tokens: int) -> None:
+        """A request's reader took so many more of its tokens."""
+        self._leave(Note(lambda: self.scheduler.read(sequence, tokens)))
+
     def ask(self, question: Callable[[], T]) -> Future[T]:
         """Run `question` on the engine's thread, between two steps, unless the future was cancelled by then."""
         future: Future[T] = Future()

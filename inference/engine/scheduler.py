@@ -157,7 +157,8 @@ class Scheduler:
         self.slots = slots
         self.queue = FairQueue()
         self.running: list[Sequence] = []
-        self.live: set[Sequence] = set()  # waiting or running
+        self.held: set[Sequence] = set()  # too far ahead of their readers: they neither run nor wait
+        self.live: set[Sequence] = set()  # waiting, running or held
         self.events: list[Event] = []
         self.yielding = Yielding(self.queue, self.running, limits.rows * limits.quantum)
         self.preemptions = 0
@@ -205,6 +206,18 @@ class Scheduler:
         if sequence in self.live:
             self._leave(sequence)
 
+    def stop(self, sequence: Sequence) -> int:
+        """The client wants no more: as `cancel`, and how many tokens were generated for it until now."""
+        self.cancel(sequence)
+        return sequence.generated
+
+    def read(self, sequence: Sequence, tokens: int) -> None:
+        """Its reader took so many more; if it was held it waits for its turn again."""
+        sequence.read += tokens
+        if sequence in self.held and sequence.ahead <= sequence.window / 2:
+            self.held.remove(sequence)
+            self.queue.push(sequence)
+
     def fail(self, sequence: Sequence, error: EngineError) -> None:
         self._end(sequence, "failed", error)
 
@@ -246,7 +259,7 @@ class Scheduler:
         """Assert the laws: blocks, slots, and that running sequences hold exactly what is leased and pinned."""
         self.blocks.check()
         self.slots.check()
-        assert len(self.running) + len(self.queue) == len(self.live)
+        assert len(self.running) + len(self.queue) + len(self.held) == len(self.live)
         held = {block for sequence in self.running for block in sequence.blocks}
         assert len(held) == self.blocks.leased
         pins = Counter(sequence.slot for sequence in self.running if sequence.slot != BASE)
@@ -415,6 +428,14 @@ class Scheduler:
             self._end(sequence, "stop")
         elif not sequence.left:
             self._end(sequence, "length")
+        elif sequence.ahead >= sequence.window:
+            self._hold(sequence)
+
+    def _hold(self, sequence: Sequence) -> None:
+        """Its row, slot and blocks are others' until its reader goes on; full blocks stay known meanwhile."""
+        self.running.remove(sequence)
+        self._unseat(sequence)
+        self.held.add(sequence)
 
     def _end(self, sequence: Sequence, reason: str, error: EngineError | None = None) -> None:
         self._leave(sequence)
@@ -422,6 +443,7 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.live.remove(sequence)
+        self.held.discard(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
             self._unseat(sequence)

@@ -26,6 +26,7 @@ class Sequence:
     start_by: float = math.inf  # on the engine's clock; not admitted by then, it fails
     ends: frozenset[int] = frozenset()  # the tokens that end it
     bad_words: Seq[Seq[int]] = ()  # runs of tokens that it never says
+    window: float = math.inf  # tokens that it may be ahead of its reader
     tokens: list[int] = field(init=False)
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
@@ -34,6 +35,7 @@ class Sequence:
     cold: bool = False  # it waited for its adapter
     charged: bool = False
     begun: bool = False  # its first admission was announced
+    read: int = 0  # generated tokens that its reader has taken
     stays_until: int = 0  # so many tokens are generated before it gives way to a share that had less
     random: Random = field(init=False)
     _hashes: list[bytes] = field(init=False)
@@ -51,6 +53,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.prompt)
+
+    @property
+    def ahead(self) -> int:
+        """Generated tokens that its reader has not taken yet."""
+        return self.generated - self.read
 
     @property
     def left(self) -> int:

@@ -192,10 +192,14 @@ class Run:
             meter.end(self._call, self._outcome, self._code)
 
     async def _let_go(self) -> None:
-        await self._merged.aclose()
-        for stream in self._streams:
-            await stream.aclose()
-        self._observed()
+        """Stops what still runs. What was made for it is counted, read or not."""
+        try:
+            await self._merged.aclose()
+            await asyncio.gather(*(stream.aclose() for stream in self._streams))
+        finally:
+            for index, stream in enumerate(self._streams):
+                self._count(index, max(self._counts[index], stream.made))
+            self._observed()
 
     def _note(self, index: int, event: Delta | Finished) -> None:
         match event:

@@ -61,9 +61,10 @@ def _copy(live: Generation, digest: str) -> Generation:
 async def _run(trial: Trial, generation: Generation, call: Call) -> None:
     seen = Observation(trial, Arm.CANARY, shadow=True)
     outcome, code = Outcome.CANCELLED, ""
+    answer = engine.client().generate(generation)
     try:
-        async with asyncio.timeout(LONGEST), contextlib.aclosing(engine.client().generate(generation)) as events:
-            async for event in events:
+        async with asyncio.timeout(LONGEST), contextlib.aclosing(answer):
+            async for event in answer:
                 _hear(seen, event, call)
         outcome = Outcome.FINISHED
     except (EngineBusy, EngineDown, TimeoutError):
@@ -76,6 +77,7 @@ async def _run(trial: Trial, generation: Generation, call: Call) -> None:
             return
         seen.fail(error.code)
     finally:
+        call.completion = answer.made
         meter.end(call, outcome, code)
     metrics.SHADOWS.labels(seen.outcome.value).inc()
     recorder.put(seen)
@@ -88,7 +90,5 @@ def _hear(seen: Observation, event: Event, call: Call) -> None:
             call.prompt, call.cached = event.prompt_tokens, event.cached_tokens
         case Delta():
             seen.hear(event.text, event.tokens)
-            call.completion += len(event.tokens)
         case Finished():
             seen.finished(event.reason)
-            call.completion = event.completion_tokens

@@ -17,7 +17,7 @@ from tenants.isolation import within
 
 CALLS = Counter("lorayard_metering_calls", "Calls written to the ledger", ("purpose", "outcome"))
 
-NOTE_EVERY = timedelta(seconds=10)
+NOTE_EVERY = timedelta(seconds=2)
 LEASE = timedelta(minutes=2)  # of a call that nobody notes any more
 BATCH = 5_000
 

@@ -1,7 +1,7 @@
 """What a copy of a request is to the engine, and what it never is to the tenant that asked."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +21,20 @@ from rollouts.routing import Trial
 LIVE = Generation("req", [1, 2], Sampling(max_tokens=4), digest="sha256:stable", share="acme", weight=3.0, priority=10)
 
 
+class Said:
+    """Events as the engine's client tells them."""
+
+    def __init__(self, events: AsyncGenerator[Event]) -> None:
+        self.made = 0
+        self._events = events
+        self.aclose = events.aclose
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        async for event in self._events:
+            self.made += len(event.tokens) if isinstance(event, Delta) else 0
+            yield event
+
+
 class Engine:
     """Answers each sequence with two tokens, when it is let."""
 
@@ -28,7 +42,10 @@ class Engine:
         self.asked: list[Generation] = []
         self.open = asyncio.Event()
 
-    async def generate(self, generation: Generation) -> AsyncIterator[Event]:
+    def generate(self, generation: Generation) -> Said:
+        return Said(self._events(generation))
+
+    async def _events(self, generation: Generation) -> AsyncGenerator[Event]:
         self.asked.append(generation)
         yield Started(2, 0)
         await self.open.wait()

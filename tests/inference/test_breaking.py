@@ -106,11 +106,17 @@ def asked(stop: str = "") -> pb.GenerateRequest:
     return pb.GenerateRequest(prompt=[5, 6, 7], sampling=sampling)
 
 
+async def calls(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateCall]:
+    """A caller that reads on."""
+    yield pb.GenerateCall(request=request)
+    await asyncio.Event().wait()
+
+
 async def answer(service: Service, request: pb.GenerateRequest) -> tuple[list[pb.Delta], pb.Finished]:
     """The engine has made all twelve tokens before the stream reads the first."""
 
     async def read() -> list[pb.GenerateEvent]:
-        return [event async for event in service.Generate(request, None)]
+        return [event async for event in service.Generate(calls(request), None)]
 
     reading = asyncio.create_task(read())
     await asyncio.sleep(0)

@@ -34,6 +34,7 @@ from inference.client import (
     Started,
 )
 from inference.models.load import load
+from inference.service import WINDOW
 
 SECRET = "the-shared-secret"
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -219,6 +220,56 @@ async def test_a_client_that_goes_away_frees_its_sequence(client: EngineClient) 
         return gauges["running"] == gauges["waiting"] == 0 and gauges["blocks_free"] == gauges["blocks"]
 
     await eventually(idle, 2)
+
+
+async def generated(client: EngineClient) -> int:
+    return int((await client.stats()).counters["generated_tokens_total"])
+
+
+async def test_who_stands_still_is_a_window_behind_and_goes_on_with_the_same_text(client: EngineClient) -> None:
+    asked = request("abc", sampling=replace(GREEDY, max_tokens=400))
+    text, _ = await answer(client, asked)
+    before = await generated(client)
+    stream = client.generate(asked)
+    await anext(stream)
+
+    async def held() -> bool:
+        return (await client.stats()).gauges["held"] == 1
+
+    await eventually(held)
+    assert (await client.stats()).gauges["running"] == 0
+    assert await generated(client) - before == WINDOW
+    rest = [event async for event in stream]
+    await stream.aclose()
+    assert "".join(event.text for event in rest if isinstance(event, Delta)) == text
+    assert isinstance(rest[-1], Finished)
+    assert rest[-1].completion_tokens == stream.made == 400
+
+
+@pytest.mark.parametrize("read", [0, 1, 30, 200])
+async def test_what_was_made_for_a_client_that_leaves_is_known_to_the_token(client: EngineClient, read: int) -> None:
+    before = await generated(client)
+    stream = client.generate(request("abc", sampling=replace(GREEDY, max_tokens=400)))
+    for _ in range(1 + read):
+        await anext(stream)
+    await stream.aclose()
+    assert read <= stream.made < 400
+    assert stream.made == await generated(client) - before
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_a_reader_that_is_cancelled_while_it_waits_may_still_close(client: EngineClient) -> None:
+    before = await generated(client)
+    stream = client.generate(request("abc", sampling=replace(GREEDY, max_tokens=400)))
+    for _ in range(2):
+        await anext(stream)
+    waiting = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await stream.aclose()
+    assert stream.made == await generated(client) - before
 
 
 async def test_an_adapter_is_brought_evicted_and_named(served: Served, client: EngineClient) -> None:

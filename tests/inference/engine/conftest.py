@@ -17,6 +17,7 @@ from inference.lora.slots import SlotPool
 from inference.lora.weights import AdapterWeights
 
 STOP = 999
+PLACE = ("salt", "weight", "priority", "start_by", "window")  # options of a sequence; the others are of its sampling
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Bench:
     ids: Any = field(default_factory=itertools.count)
 
     def submit(self, prompt: int = 4, digest: str = "", share: str = "a", tokens: int = 4, **options: Any) -> Sequence:
-        place = {name: options.pop(name) for name in ("salt", "weight", "priority", "start_by") if name in options}
+        place = {name: options.pop(name) for name in PLACE if name in options}
         first = options.pop("first", 10)
         sampling = Sampling(max_tokens=tokens, temperature=0, **options)
         ids = [first + n for n in range(prompt)]
