@@ -52,6 +52,10 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         """The tenant's keys; with None, the operators'."""
         return self.filter(tenant=tenant)
 
+    def live(self) -> Self:
+        """Neither revoked nor expired."""
+        return self.filter(models.Q(expires_at=None) | models.Q(expires_at__gt=timezone.now()), revoked_at=None)
+
 
 class ApiKey(models.Model):
     """Belongs to one tenant, or, with the scope `platform` and no other, to the operators."""

@@ -18,9 +18,10 @@ from django.utils import timezone
 from apikeys.models import CONFINABLE, ApiKey, Scope
 from audit.models import Action
 from audit.services import Actor, record
-from tenants.errors import Forbidden, PlatformError
+from tenants.errors import Forbidden, PlatformError, QuotaExceeded
 from tenants.isolation import across_every_tenant
 from tenants.models import Tenant
+from tenants.services import hold
 
 PLAINTEXT = re.compile(r"ly_([0-9a-f]{12})_([0-9a-f]{64})")
 TOUCH_EVERY = timedelta(minutes=1)
@@ -57,7 +58,8 @@ def issue(
     """A new key and its plaintext, which is never seen again. `tenant` is None for an operator's key (`platform`).
 
     Raises Exceeds when `issuer` (None: a person or a command) does not itself hold what the new key would, and
-    KeyRefused for what makes no sense, such as a key confined to some adapters with a scope about the whole tenant.
+    KeyRefused for what makes no sense, such as a key confined to some adapters with a scope about the whole tenant,
+    and QuotaExceeded.
     """
     key = ApiKey(tenant=tenant, name=name, scopes=_scopes(tenant, scopes), adapters=sorted(set(adapters)))
     _check_confined(key)
@@ -65,6 +67,8 @@ def issue(
     if expires_at is not None and expires_at <= timezone.now():
         raise KeyRefused("The expiry lies in the past.", param="expires_at")
     with transaction.atomic():
+        if tenant is not None and actor.kind != "system":
+            _check_quota(tenant)
         plaintext = _save_new(key, issuer)
         record(Action.KEY_ISSUED, tenant=tenant, actor=actor, target=f"key:{key.pk}", data=_public(key))
     return key, plaintext
@@ -78,6 +82,8 @@ def rotate(
     Raises Exceeds, and KeyRefused for a key that no longer works.
     """
     with transaction.atomic():
+        if grace and key.tenant is not None and actor.kind != "system":
+            _check_quota(key.tenant)
         old = ApiKey.objects.select_for_update(of=("self",), no_key=True).select_related("tenant").get(pk=key.pk)
         if not old.is_live:
             raise KeyRefused("Only a key that still works can be rotated.")
@@ -181,6 +187,14 @@ def _check_confined(key: ApiKey) -> None:
     if key.adapters and wide:
         problem = f"A key that is confined to adapters can't hold {', '.join(wide)}: that is about the whole tenant."
         raise KeyRefused(problem, param="scopes")
+
+
+def _check_quota(tenant: Tenant) -> None:
+    """Raises QuotaExceeded. What the platform itself issues, or its operator by command, counts and is not refused."""
+    tenant = hold(tenant)
+    used = ApiKey.objects.for_tenant(tenant).live().count()
+    if used >= tenant.quota_keys:
+        raise QuotaExceeded("keys", used=used, asked=1, limit=tenant.quota_keys)
 
 
 def _mac(prefix: str, secret: str) -> str:

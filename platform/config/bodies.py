@@ -23,9 +23,8 @@ from adapters.limits import DEFAULT
 from apikeys.credentials import token_of
 from apikeys.services import ScopeMissing, missing, verify
 from gateway.pace import Pace
-from registry.errors import QuotaExceeded
 from registry.services import limits, usage
-from tenants.errors import PlatformError, TooLarge
+from tenants.errors import PlatformError, QuotaExceeded, TooLarge
 from tenants.isolation import within
 from tenants.models import Tenant
 

@@ -30,6 +30,7 @@ from evaluations.serializers import (
 )
 from evaluations.services.scores import Row
 from registry.upload_views import IntoQuarantine
+from tenants.errors import Forbidden
 
 READ_WRITE = {"GET": Scope.EVALUATIONS_READ, "POST": Scope.EVALUATIONS_WRITE}
 
@@ -85,7 +86,11 @@ class OneSet(EvaluationView[EvaluationSet]):
         return Response(SetSerializer(_named(self.sets(), evaluation_set)).data)
 
     def delete(self, request: Request, evaluation_set: str) -> Response:
-        services.delete_set(_named(self.sets(), evaluation_set), actor=self.actor)
+        """A key that is confined to some adapters deletes what it made itself: others evaluate on the rest."""
+        found = _named(self.sets(), evaluation_set)
+        if self.allowed and found.uploader != str(self.actor):
+            raise Forbidden("A key that is confined to adapters deletes only sets that it made itself.")
+        services.delete_set(found, actor=self.actor)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 

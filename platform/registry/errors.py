@@ -17,7 +17,6 @@ PlatformError
 │   ├── KeyKnown             a signing key is registered already
 │   ├── NoSigningKey         nobody could sign what must be signed
 │   └── NoBaseModel          nothing is served yet, so nothing can be adapted
-├── QuotaExceeded            403, with the quota's name, what is used, asked for and allowed
 ├── KeyMalformed             400
 ├── EngineUnavailable        503
 ├── UploadTooLarge           413
@@ -31,7 +30,7 @@ PlatformError
     └── SignatureRequired
 """
 
-from tenants.errors import Body, Conflict, Forbidden, NotFound, PlatformError, TooLarge, Unavailable
+from tenants.errors import Body, Conflict, NotFound, PlatformError, TooLarge, Unavailable
 
 
 class ModelNotFound(NotFound):
@@ -157,19 +156,6 @@ class ChecksumMismatch(UploadMalformed):
         super().__init__(
             f"The file's {name} is {found}, not {expected[:128]}; a part is damaged or out of order.", param=name
         )
-
-
-class QuotaExceeded(Forbidden):
-    code = "quota_exceeded"
-
-    def __init__(self, quota: str, *, used: int, asked: int, limit: int) -> None:
-        super().__init__(f"The quota of {quota} is {limit:,}; {used:,} are used and {asked:,} more were asked for.")
-        self.param = quota
-        self.numbers = {"quota": quota, "used": used, "requested": asked, "limit": limit}
-
-    @property
-    def body(self) -> Body:
-        return {"error": {**super().body["error"], **self.numbers}}
 
 
 class KeyMalformed(PlatformError):

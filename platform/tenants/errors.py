@@ -3,8 +3,11 @@
     PlatformError                     400
     ├── Conflict                      409   the thing is not as the caller thought
     ├── Forbidden                     403   the caller may not do this
+    │   └── QuotaExceeded                   with the quota's name, what is used, asked for and allowed
     ├── NotFound                      404   not there, or not the caller's: the same answer
-    └── TooLarge                      413
+    ├── TooLarge                      413
+    ├── Unavailable                   503   what is needed does not answer now; with Retry-After
+    └── StorageFull                   507   the platform's disk is full; nothing was kept
 
 The shape is OpenAI's: {"error": {"message", "type", "param", "code"}}. Knows no views and no models.
 """
@@ -59,6 +62,19 @@ class Conflict(PlatformError):
 class Forbidden(PlatformError):
     status = status.HTTP_403_FORBIDDEN
     code = "forbidden"
+
+
+class QuotaExceeded(Forbidden):
+    code = "quota_exceeded"
+
+    def __init__(self, quota: str, *, used: int, asked: int, limit: int) -> None:
+        super().__init__(f"The quota of {quota} is {limit:,}; {used:,} are used and {asked:,} more were asked for.")
+        self.param = quota
+        self.numbers = {"quota": quota, "used": used, "requested": asked, "limit": limit}
+
+    @property
+    def body(self) -> Body:
+        return {"error": {**super().body["error"], **self.numbers}}
 
 
 class NotFound(PlatformError):

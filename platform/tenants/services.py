@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 
 from audit.models import Action
 from audit.redaction import difference, snapshot
@@ -10,7 +10,10 @@ from audit.services import Actor, record
 from tenants.errors import Conflict, NotFound
 from tenants.models import Member, Role, Tenant
 
-QUOTAS = {"quota_bytes", "quota_versions", "quota_uploads", "quota_pins"}
+QUOTAS = {
+    *("quota_bytes", "quota_versions", "quota_uploads", "quota_adapters", "quota_keys", "quota_evaluation_bytes"),
+    *("quota_pins",),
+}
 CHANGEABLE = {"name", "weight", "active", "requires_signature", *QUOTAS}
 
 
@@ -51,6 +54,12 @@ def change_tenant(tenant: Tenant, *, actor: Actor, **changes: Any) -> Tenant:
     tenant.save(update_fields=list(data["after"]))
     record(Action.TENANT_CHANGED, tenant=tenant, actor=actor, target=tenant.slug, data=data)
     return tenant
+
+
+def hold(tenant: Tenant) -> Tenant:
+    """The tenant, its row locked until the transaction ends. It comes before all other locks on what is its own."""
+    assert connection.in_atomic_block, "a check holds until its transaction ends"
+    return Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
 
 
 @transaction.atomic

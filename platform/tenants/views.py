@@ -22,7 +22,7 @@ class TenantSerializer(serializers.ModelSerializer[Tenant]):
         model = Tenant
         fields = [
             "id", "slug", "name", "weight", "active", "quota_bytes", "quota_versions", "quota_uploads", "quota_pins",
-            "requires_signature", "created_at",
+            "quota_adapters", "quota_keys", "quota_evaluation_bytes", "requires_signature", "created_at",
         ]  # fmt: skip
 
 
@@ -39,6 +39,9 @@ class TenantChanges(Strict):
     quota_bytes = serializers.IntegerField(required=False, min_value=0, max_value=2**62)
     quota_versions = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
     quota_uploads = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
+    quota_adapters = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
+    quota_keys = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1)
+    quota_evaluation_bytes = serializers.IntegerField(required=False, min_value=0, max_value=2**62)
     quota_pins = serializers.IntegerField(required=False, min_value=0, max_value=2**15 - 1)
 
 

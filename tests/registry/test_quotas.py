@@ -1,8 +1,11 @@
 """What a tenant may store: whatever is stored, waits or was announced counts, also for many who ask at once."""
 
+import io
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.files.base import ContentFile
@@ -10,18 +13,21 @@ from django.db import connection
 from safetensors.torch import load_file, save_file
 
 from audit.services import SYSTEM
-from registry.errors import QuotaExceeded
 from registry.intake import UploadState
-from registry.models import BaseModel, State, Version
+from registry.models import Adapter, BaseModel, State, Version
 from registry.services import (
+    create_adapter,
     create_upload,
     ensure_adapter,
     upload_version,
 )
+from tenants.errors import QuotaExceeded
 from tenants.models import Tenant
 from tenants.services import change_tenant, create_tenant
 from tests.registry.callers import Caller, LeftBehind, at_once, only
 from tests.registry.test_upload import CONFIG, WEIGHTS
+
+SET = b'{"messages": [{"role": "user", "content": "hi"}], "scorer": "exact", "expected": "hello"}'
 
 
 def quota(tenant: Tenant, **limits: int) -> None:
@@ -97,3 +103,58 @@ def test_of_many_who_ask_at_once_no_more_get_in_than_the_quota_allows() -> None:
 
     at_once([ask] * 8)
     assert sorted(outcomes) == ["in"] * 3 + ["out"] * 5
+
+
+def test_adapters_keys_and_sets_are_counted_as_well(
+    acme: Tenant, caller: Caller, stranger: Caller, base: BaseModel
+) -> None:
+    quota(acme, adapters=1, keys=2, evaluation_bytes=len(SET))
+    assert caller.call("/api/v1/adapters", {"name": "one"}, 201)
+    error = caller.call("/api/v1/adapters", {"name": "two"}, 403)["error"]
+    assert (error["code"], error["quota"], error["used"], error["limit"]) == ("quota_exceeded", "adapters", 1, 1)
+    form = {"adapter_config.json": io.BytesIO(b"{}")}
+    caller.call("/api/v1/adapters/two/versions", form, 403, format="multipart")
+    made = caller.call("/api/v1/keys", {"name": "k", "scopes": ["inference"]}, 201)
+    assert caller.call("/api/v1/keys", {"name": "k", "scopes": ["inference"]}, 403)["error"]["quota"] == "keys"
+    rotate = f"/api/v1/keys/{made['id']}/rotate"
+    assert caller.call(rotate, {"grace_seconds": 60}, 403)["error"]["quota"] == "keys"
+    made = caller.call(rotate, {"grace_seconds": 0}, 201)
+    caller.call(f"/api/v1/keys/{made['id']}/revoke", {})
+    caller.call("/api/v1/keys", {"name": "k", "scopes": ["inference"]}, 201)
+    send_set(caller, "first", 201)
+    assert send_set(caller, "second", 403)["error"]["quota"] == "evaluation_bytes"
+    shown = caller.get("/api/v1/quotas")
+    assert shown["adapters"] == {"used": 1, "limit": 1}
+    assert shown["keys"] == {"used": 2, "limit": 2}
+    assert shown["evaluation_bytes"] == {"used": len(SET), "limit": len(SET)}
+    stranger.call("/api/v1/adapters", {"name": "two"}, 201)
+    send_set(stranger, "second", 201)
+
+
+def send_set(caller: Caller, name: str, status: int) -> Any:
+    form = {"name": name, "file": io.BytesIO(SET)}
+    return caller.call("/api/v1/evaluation-sets", form, status, format="multipart")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_who_make_the_last_adapter_at_once_one_does(acme: Tenant, base: BaseModel) -> None:
+    quota(acme, adapters=1)
+    refused: list[QuotaExceeded] = []
+
+    def make(name: str) -> None:
+        try:
+            create_adapter(acme, name, actor=SYSTEM)
+        except QuotaExceeded as error:
+            refused.append(error)
+        finally:
+            connection.close()
+
+    at_once([partial(make, f"a{number}") for number in range(4)])
+    assert (Adapter.objects.count(), len(refused)) == (1, 3)
+
+
+def test_a_full_quota_of_one_kind_stands_in_nobody_elses_way(acme: Tenant, caller: Caller, base: BaseModel) -> None:
+    """Such as one that an operator has lowered."""
+    quota(acme, keys=0, versions=0, evaluation_bytes=0)
+    caller.call("/api/v1/adapters", {"name": "one"}, 201)
+    caller.create(10)

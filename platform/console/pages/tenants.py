@@ -43,6 +43,9 @@ class TenantChanges(VerbForm):
     quota_versions = fields.whole(min_value=0, max_value=2**31 - 1)
     quota_uploads = fields.whole(min_value=0, max_value=2**31 - 1)
     quota_pins = fields.whole(min_value=0, max_value=2**15 - 1)
+    quota_adapters = fields.whole(min_value=0, max_value=2**31 - 1)
+    quota_keys = fields.whole(min_value=0, max_value=2**31 - 1, help_text="Of those that work.")
+    quota_evaluation_bytes = fields.whole(min_value=0, max_value=2**62, help_text="Of evaluation sets.")
     active = fields.switch(help_text="An inactive tenant's keys are refused.")
 
     def prepare(self) -> None:
@@ -147,7 +150,7 @@ class TenantAdmin(ConsoleAdmin):
     ordering = ("slug",)
     fields = (
         *("slug", "name", "active", "weight", "quota_bytes", "quota_versions", "quota_uploads"),
-        "quota_pins",
+        *("quota_adapters", "quota_keys", "quota_evaluation_bytes", "quota_pins"),
         *("requires_signature", "id", "created_at"),
     )
 

@@ -9,6 +9,7 @@ from evaluations.errors import Fault, NameTaken, SetInUse, SetMalformed, TooMany
 from evaluations.judge import Judge
 from evaluations.lines import Line, digest, read
 from evaluations.models import EvaluationSet, Item
+from registry.services import check_quota
 from tenants.models import Tenant
 
 MOST_SETS = 200  # of one tenant
@@ -16,14 +17,14 @@ CHECKING = 10.0  # seconds for all patterns and schemas of a set
 
 
 def create_set(tenant: Tenant, name: str, raw: bytes, *, actor: Actor) -> EvaluationSet:
-    """Raises SetMalformed with every faulty line, NameTaken, TooMany, and ValidationError for an impossible name."""
+    """Raises SetMalformed with every faulty line, NameTaken, TooMany, QuotaExceeded, ValidationError by the name."""
     created = EvaluationSet(tenant=tenant, name=name, uploader=str(actor), size=len(raw))
     created.clean_fields(exclude=["digest", "measure", "count"])
     lines = read(raw)
     _check_patterns(lines)
     created.digest, created.count, created.measure = digest(lines), len(lines), lines[0].measure
     with transaction.atomic():
-        Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
+        check_quota(tenant, evaluation_bytes=len(raw))
         if EvaluationSet.objects.for_tenant(tenant).count() >= MOST_SETS:
             raise TooMany(f"A tenant may have {MOST_SETS} evaluation sets at most; delete one first.")
         try:

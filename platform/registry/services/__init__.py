@@ -5,6 +5,7 @@ from registry.services.adapters import create_adapter, delete_adapter, ensure_ad
 from registry.services.aliases import delete_alias, move_alias, previous, rollback_alias
 from registry.services.comparison import compare_versions, work_out_comparison
 from registry.services.naming import Target, alias_named, resolve, visible_models
+from registry.services.quotas import check as check_quota
 from registry.services.quotas import limits, usage
 from registry.services.rejected import forget_rejected
 from registry.services.residency import (
@@ -47,6 +48,7 @@ __all__ = [
     "annotate_version",
     "archive_version",
     "cancel_upload",
+    "check_quota",
     "compare_versions",
     "complete_upload",
     "create_adapter",

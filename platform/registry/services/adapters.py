@@ -12,6 +12,7 @@ from audit.models import Action
 from audit.services import SYSTEM, Actor, record
 from registry.errors import AdapterInUse, AdapterNotFound, BaseModelChanged, NameTaken, NoBaseModel
 from registry.models import Adapter, BaseModel, State
+from registry.services import quotas
 from tenants.models import Tenant
 
 
@@ -50,7 +51,7 @@ def _says_all(spec: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
 def create_adapter(tenant: Tenant, name: str, *, base_model: BaseModel | None = None, actor: Actor) -> Adapter:
     """A name without weights yet, for the base model that is served unless another is given.
 
-    Raises NameTaken, NoBaseModel, and ValidationError for a name that makes no sense.
+    Raises NameTaken, NoBaseModel, QuotaExceeded, and ValidationError for a name that makes no sense.
     """
     base = base_model or BaseModel.objects.filter(is_default=True).first()
     if base is None:
@@ -60,6 +61,7 @@ def create_adapter(tenant: Tenant, name: str, *, base_model: BaseModel | None = 
     adapter = Adapter(tenant=tenant, name=name, base_model=base)
     adapter.clean_fields()
     with transaction.atomic():
+        quotas.check(tenant, adapters=1)
         try:
             with transaction.atomic():
                 adapter.save(force_insert=True)

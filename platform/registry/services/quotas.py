@@ -3,27 +3,34 @@
 A check holds the tenant's row until the transaction ends, so that of two who ask at once the second sees the first's.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
-from django.db import connection
 from django.db.models import Sum
 
-from registry.errors import QuotaExceeded
+from apikeys.models import ApiKey
 from registry.intake import Upload
-from registry.models import PENDING, Reference, State, Version
+from registry.models import PENDING, Adapter, Reference, State, Version
+from tenants.errors import QuotaExceeded
 from tenants.models import Tenant
+from tenants.services import hold
 
 COUNTED = (*PENDING, State.READY, State.ARCHIVED)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes are those stored, each file once however many of the tenant's versions hold it, and those coming in."""
+    """Bytes are those stored, each file once however many of the tenant's versions hold it, and those coming in.
+
+    Keys are those that work. Evaluation sets are an app's above this one, and counted as the tenant's own.
+    """
 
     bytes: int
     versions: int
     uploads: int
     pins: int
+    adapters: int
+    keys: int
+    evaluation_bytes: int
 
 
 def usage(tenant: Tenant) -> Usage:
@@ -33,23 +40,28 @@ def usage(tenant: Tenant) -> Usage:
     uploads = Upload.objects.for_tenant(tenant).open()
     announced = uploads.aggregate(sum=Sum("bytes"))["sum"] or 0
     pins = versions.exclude(pinned_at=None).count()
-    return Usage(stored + waiting + announced, versions.count(), uploads.count(), pins)
+    return Usage(
+        bytes=stored + waiting + announced,
+        versions=versions.count(),
+        uploads=uploads.count(),
+        pins=pins,
+        adapters=Adapter.objects.for_tenant(tenant).count(),
+        keys=ApiKey.objects.for_tenant(tenant).live().count(),
+        evaluation_bytes=tenant.evaluation_sets.aggregate(sum=Sum("size"))["sum"] or 0,
+    )
 
 
 def limits(tenant: Tenant) -> Usage:
-    return Usage(tenant.quota_bytes, tenant.quota_versions, tenant.quota_uploads, tenant.quota_pins)
+    return Usage(**{field.name: getattr(tenant, f"quota_{field.name}") for field in fields(Usage)})
 
 
-def hold(tenant: Tenant) -> Tenant:
-    """The tenant, its row locked until the transaction ends. It comes before the locks on adapters and blobs."""
-    assert connection.in_atomic_block, "a check holds until its transaction ends"
-    return Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
+def check(tenant: Tenant, **asked: int) -> None:
+    """Raise QuotaExceeded unless the tenant may have so many more, of what Usage names; 0 asks whether it has too many.
 
-
-def check(tenant: Tenant, *, bytes: int = 0, versions: int = 0, uploads: int = 0, pins: int = 0) -> None:
-    """Raise QuotaExceeded unless the tenant may have so many more. Call it before other rows are locked."""
+    Call it before other rows are locked.
+    """
     tenant = hold(tenant)
-    used, limit = usage(tenant), limits(tenant)
-    for name, asked in (("bytes", bytes), ("versions", versions), ("uploads", uploads), ("pins", pins)):
-        if getattr(used, name) + asked > getattr(limit, name):
-            raise QuotaExceeded(name, used=getattr(used, name), asked=asked, limit=getattr(limit, name))
+    used, limit = asdict(usage(tenant)), asdict(limits(tenant))
+    for name, more in asked.items():
+        if used[name] + more > limit[name]:
+            raise QuotaExceeded(name, used=used[name], asked=more, limit=limit[name])

@@ -28,12 +28,14 @@ from inference.client import (
     Residency,
 )
 from registry import engine
-from registry.errors import EngineUnavailable, PinsSpent, QuotaExceeded, VersionNotReady
+from registry.errors import EngineUnavailable, PinsSpent, VersionNotReady
 from registry.models import State, Version, VersionQuerySet
 from registry.services import quotas
 from registry.services.adapters import locked
 from registry.services.uses import forget_use, note_use, used
+from tenants.errors import QuotaExceeded
 from tenants.isolation import across_every_tenant
+from tenants.services import hold
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ def hold_pins() -> int:
 
 @transaction.atomic
 def _pin(version: Version, actor: Actor) -> Version:
-    tenant = quotas.hold(version.adapter.tenant)
+    tenant = hold(version.adapter.tenant)
     locked(version.adapter)
     version = Version.objects.select_related("adapter__tenant").get(pk=version.pk)
     _check_ready(version)

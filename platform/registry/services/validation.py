@@ -23,14 +23,14 @@ from adapters.manifest import Manifest
 from audit.models import Action
 from audit.services import SYSTEM, record
 from registry import quarantine
-from registry.errors import QuotaExceeded
 from registry.models import PENDING, BaseModel, State, Version
 from registry.services import blobs, quotas, signing
 from registry.services.adapters import locked
 from registry.services.aliases import name_stable
 from registry.services.versions import enqueue_validation
-from tenants.errors import FULL
+from tenants.errors import FULL, QuotaExceeded
 from tenants.models import Tenant
+from tenants.services import hold
 from webhooks.services import emit
 
 ATTEMPTS = 5
@@ -123,7 +123,7 @@ def _store(version: Version, examined: Examined, work: Path) -> State | None:
 
 
 def _accept(version: Version, examined: Examined, manifest: Manifest) -> State | None:
-    tenant = quotas.hold(version.adapter.tenant)
+    tenant = hold(version.adapter.tenant)
     adapter = locked(version.adapter)
     key = signing.signer(tenant, version.signature, manifest.digest)
     size = manifest.size
@@ -142,7 +142,7 @@ def _accept(version: Version, examined: Examined, manifest: Manifest) -> State |
 def _check_quota(tenant: Tenant) -> None:
     """An archive may unpack to more than its tenant has left; then nothing of this happened. Raises Rejected."""
     try:
-        quotas.check(tenant)
+        quotas.check(tenant, bytes=0, versions=0)
     except QuotaExceeded as error:
         limit, used = (f"{error.numbers[name]} bytes" for name in ("limit", "used"))
         raise Rejected.because("quota-exceeded", str(error), expected=f"at most {limit}", found=used) from error
