@@ -99,6 +99,9 @@ class ManagementSchema(AutoSchema):
         of_code: Any = self._get_response_for_code
         for code in (*self.ALWAYS, *(() if self.method == "GET" else self.CHANGING)):
             operation["responses"].setdefault(code, of_code(ErrorShape, code, ["application/json"]))
+        body = operation.get("requestBody")
+        if body and all(content["schema"].get("required") for content in body["content"].values()):
+            body["required"] = True  # a form, whose shape is spelled out
         return operation
 
 

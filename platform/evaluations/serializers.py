@@ -6,6 +6,7 @@ from rest_framework import serializers
 
 from audit.api import Strict
 from evaluations.models import Evaluation, EvaluationSet, Result
+from registry.models import NAME
 
 
 class SetSerializer(serializers.ModelSerializer[EvaluationSet]):
@@ -76,7 +77,7 @@ SET_REQUEST = {
     "multipart/form-data": {
         "type": "object",
         "properties": {
-            "name": {"type": "string", "maxLength": 63},
+            "name": {"type": "string", "maxLength": 63, "pattern": NAME.replace(r"\Z", "$")},
             "file": {
                 "type": "string",
                 "format": "binary",

@@ -122,7 +122,7 @@ class NewBudget(Strict):
 
 
 class BudgetChanges(Strict):
-    tokens = serializers.IntegerField(min_value=1, max_value=MOST)
+    tokens = serializers.IntegerField(required=False, min_value=1, max_value=MOST)
 
 
 class BudgetView(Management[Budget]):
@@ -167,7 +167,8 @@ class OneBudget(mixins.RetrieveModelMixin, BudgetView):
         found = self.get_object()
         wanted = BudgetChanges(data=request.data)
         wanted.is_valid(raise_exception=True)
-        changed = services.change_budget(found, **wanted.validated_data, operator=self.operator, actor=self.actor)
+        wish = {"tokens": found.tokens, **wanted.validated_data}
+        changed = services.change_budget(found, **wish, operator=self.operator, actor=self.actor)
         return self.shown(changed)
 
     def delete(self, request: Request, budget: UUID) -> Response:

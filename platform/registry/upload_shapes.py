@@ -34,6 +34,11 @@ class NewUpload(Strict):
         return {**fields, "keep_seconds": kept and kept["seconds"]}
 
 
+DELETED = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "object": {"type": "string"}, "deleted": {"type": "boolean"}},
+    "required": ["id", "object", "deleted"],
+}
 FILE_FIELDS = {"purpose": {"type": "string", "enum": list(Purpose.values)}}
 
 

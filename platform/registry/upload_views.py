@@ -21,6 +21,7 @@ from registry.errors import UploadNotFound
 from registry.intake import Upload, UploadState
 from registry.quarantine import Incoming, Landing
 from registry.upload_shapes import (
+    DELETED,
     FILE_FIELDS,
     Completion,
     FileList,
@@ -172,6 +173,7 @@ class OneFile(FileView):
     def get(self, request: Request, file: str) -> Response:
         return Response(FileShape(self.file()).data)
 
+    @extend_schema(responses={200: DELETED})
     def delete(self, request: Request, file: str) -> Response:
         dropped = services.drop_file(self.file(), actor=self.actor)
         return Response({"id": dropped.file_id, "object": "file", "deleted": True})

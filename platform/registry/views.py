@@ -205,7 +205,7 @@ class Residency(AboutVersion):
     def put(self, request: Request, name: str, number: int) -> Response:
         return Response(PlaceSerializer(services.preload_version(self.version(number), actor=self.actor)).data)
 
-    @extend_schema(responses=PlaceSerializer)
+    @extend_schema(responses={200: PlaceSerializer})
     def delete(self, request: Request, name: str, number: int) -> Response:
         return Response(PlaceSerializer(services.evict_version(self.version(number), actor=self.actor)).data)
 
@@ -220,7 +220,7 @@ class Pin(AboutVersion):
     def put(self, request: Request, name: str, number: int) -> Response:
         return Response(PlaceSerializer(services.pin_version(self.version(number), actor=self.actor)).data)
 
-    @extend_schema(responses=PlaceSerializer)
+    @extend_schema(responses={200: PlaceSerializer})
     def delete(self, request: Request, name: str, number: int) -> Response:
         return Response(PlaceSerializer(services.unpin_version(self.version(number), actor=self.actor)).data)
 
