@@ -124,6 +124,9 @@ def test_scopes_and_adapters_of_a_key_hold(
     assert confined.get(f"{EVALUATIONS}/{running['id']}").status_code == 404
     assert confined.post(EVALUATIONS, {"set": "greetings", "model": "support"}, format="json").status_code == 404
     assert confined.post(EVALUATIONS, {"set": "greetings", "model": "other"}, format="json").status_code == 202
+    assert confined.delete(f"{SETS}/greetings").status_code == 403, "others evaluate on it"
+    assert upload(confined, jsonl(line()), name="mine").status_code == 201
+    assert confined.delete(f"{SETS}/mine").status_code == 204
     for unknown in ({"set": "none", "model": "other"}, {"set": "a\u0085", "model": "other"}):
         assert confined.post(EVALUATIONS, unknown, format="json").status_code == 404
     wrongs: list[dict[str, object]] = [{"set": "greetings"}, {"set": "greetings", "model": "other", "x": 1}]
