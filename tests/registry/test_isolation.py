@@ -27,7 +27,7 @@ from tests.furnished import Furnished, furnish
 Clients = Callable[..., APIClient]
 METHODS = ("get", "post", "put", "patch", "delete")
 SHARED_NAMES = {"name", "number", "other", "alias", "evaluation_set"}  # what they name, the stranger has as well
-OPEN = {"healthz", "readyz", "metrics", "schema", "docs"}  # say the same to everybody
+OPEN = {"health", "healthz", "readyz", "metrics", "schema", "docs"}  # say the same to everybody
 OF_ALL = ("registry/basemodel/",)  # pages of what is no tenant's
 TABLES = sorted(each.table for each in policies.owned().values())
 
