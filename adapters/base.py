@@ -13,6 +13,7 @@ from typing import Any, Final
 from adapters import mixtures
 from adapters.errors import BaseModelMissing, BaseModelUnsupported
 from adapters.mixtures import Experts
+from adapters.renaming import Renaming, renamings
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -29,7 +30,7 @@ class BaseSpec:
     parameter that holds its experts' matrices, those of one module together and in its order; `routers` every module
     that chooses experts by a weight of its own to that weight's shape; `fused` what target_modules may still call by
     its older name to the parameter that PEFT takes it for; `moved` expressions for parts of modules' older names to
-    what those are now.
+    what those are now. `renamings`: how PEFT renames tensors of adapters for it that earlier Transformers named.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class BaseSpec:
     routers: Shapes = field(default_factory=dict)
     fused: Mapping[str, str] = field(default_factory=dict)
     moved: Mapping[str, str] = field(default_factory=dict)
+    renamings: tuple[Renaming, ...] = ()
 
     @cached_property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
@@ -77,6 +79,7 @@ class BaseSpec:
             "routers": {name: list(shape) for name, shape in self.routers.items()},
             "fused": dict(self.fused),
             "moved": dict(self.moved),
+            "renamings": [[pattern, target, list(scopes)] for pattern, target, scopes in self.renamings],
         }
 
     @classmethod
@@ -89,6 +92,9 @@ class BaseSpec:
         experts = plain.get("experts", {})
         plain["experts"] = {name: Experts(**{**e, "parts": tuple(e["parts"])}) for name, e in experts.items()}
         plain["transposed"] = frozenset(plain.get("transposed", ()))
+        plain["renamings"] = tuple(
+            Renaming(pattern, target, tuple(scopes)) for pattern, target, scopes in plain.get("renamings", ())
+        )
         return cls(**plain)
 
 
@@ -135,6 +141,7 @@ def specify(model: Any) -> BaseSpec:
         routers=mixtures.routers(model),
         fused=mixtures.fused(model),
         moved=mixtures.moved(model),
+        renamings=renamings(model),
     )
 
 

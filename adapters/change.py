@@ -119,6 +119,7 @@ class Adapter:
         if isinstance(pair, LoraPair) and pair.bias:
             yield "bias"
         yield from (each.parameter for each in self.layout.replaced if each.module == module)
+        yield from ("tokens" for each in self.layout.rows if each.module == module)
 
 
 Side = tuple[Adapter, Pair]
@@ -126,8 +127,10 @@ Side = tuple[Adapter, Pair]
 
 def compare(first: Adapter, second: Adapter) -> Comparison:
     """How two adapters of one base differ. Takes memory for a few slices, and time like one step over both."""
-    replaced = {each.module: None for one in (first, second) for each in one.layout.replaced}
-    names = dict.fromkeys((*first.pairs, *second.pairs, *replaced))
+    layouts = (first.layout, second.layout)
+    replaced = dict.fromkeys(each.module for layout in layouts for each in layout.replaced)
+    tokens = dict.fromkeys(each.module for layout in layouts for each in layout.rows)
+    names = dict.fromkeys((*first.pairs, *second.pairs, *replaced, *tokens))
     modules = tuple(_module(first, second, name) for name in names)
     norms = tuple(math.hypot(*(module.norms[which] or 0.0 for module in modules)) for which in (0, 1))
     return Comparison(

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters.base import BaseSpec, routed
 from adapters.errors import Finding
 from adapters.files import CONFIG
-from adapters.matching import Placement, retrained
-from adapters.names import BIAS, EMBEDDING_A, EMBEDDING_B, LORA_BIAS, MAGNITUDE, WEIGHT, WRAPPED, A, B, Key
+from adapters.matching import Placement, retrained, token_rows
+from adapters.names import (
+    BIAS,
+    EMBEDDING_A,
+    EMBEDDING_B,
+    LORA_BIAS,
+    MAGNITUDE,
+    ORIGINAL,
+    RETRAINED,
+    ROWS,
+    TOKENS,
+    WEIGHT,
+    WRAPPED,
+    A,
+    B,
+    Key,
+)
 from adapters.peft_config import PeftConfig
 
 
@@ -25,12 +40,18 @@ class Wanted:
 def expected(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> dict[Key, Wanted]:
     """Every tensor that the file must or may hold, but those of experts."""
     wanted = dict(_pairs(config, base, placed))
-    whole = _biases(config, base, placed).union(*retrained(config, base).values())
+    rows = token_rows(config, base)
+    saved: set[str] = set().union(*retrained(config, base).values())
+    whole = _biases(config, base, placed) | saved
     for parameter in base.parameters:
         if parameter in whole:
-            wanted[_whole(parameter, placed)] = Wanted(base.parameters[parameter])
+            wanted[_whole(parameter, placed, rows)] = Wanted(base.parameters[parameter])
     for parameter in _base_weights(base):
-        wanted.setdefault(_whole(parameter, placed), Wanted(base.parameters[parameter], needed=False))
+        for key in (_whole(parameter, placed, rows), *(_copies(parameter) if parameter in saved else ())):
+            wanted.setdefault(key, Wanted(base.parameters[parameter], needed=False))
+    for module, (source, numbers) in rows.items():
+        shape = (len(numbers), base.parameters[f"{module}.{WEIGHT}"][1])
+        wanted[Key(module, ROWS)] = Wanted(shape, needed=module == source)
     return wanted
 
 
@@ -49,6 +70,7 @@ def unserved(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]
                 f"leave {module.rpartition('.')[2]} out of target_modules."
             )
             yield Finding.about(module, "unsupported-experts", what, "modules outside of experts")
+    yield from _unserved_rows(config, base, placed, whole)
     if config.lora_bias:
         for module in placed:
             if module in base.embeddings:
@@ -62,6 +84,25 @@ def unserved(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]
                 "embedding only norms over the hidden size are; leave it out."
             )
             yield Finding.about(parameter, "unsupported-module", what, f"[{base.hidden_size}]")
+
+
+def _unserved_rows(
+    config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement], whole: Sequence[str]
+) -> Iterator[Finding]:
+    rule, rows = "unsupported-trainable-tokens", token_rows(config, base)
+    for end in config.tokens:
+        if not any(module == base.input_embedding if not end else module.endswith(end) for module in rows):
+            message = (
+                f"trainable_token_indices names {end or 'the input embedding'}, which the base model doesn't have."
+            )
+            yield Finding("unmatched-module", message, end, f"a module of {base.architecture}", end)
+    for module, (source, _) in rows.items():
+        if (module in placed and (module == source or config.dora)) or f"{module}.{WEIGHT}" in whole:
+            what = "single tokens of it and it as a whole are trained, which PEFT can't load either; train one of them."
+            yield Finding.about(module, rule, what)
+        elif module in base.linears and f"{module}.{BIAS}" in base.vectors:
+            what = "single tokens of a head with a bias are trained, whose bias PEFT leaves out; leave it out."
+            yield Finding.about(module, rule, what)
 
 
 def _pairs(config: PeftConfig, base: BaseSpec, placed: Mapping[str, Placement]) -> Iterator[tuple[Key, Wanted]]:
@@ -96,6 +137,13 @@ def _base_weights(base: BaseSpec) -> Iterator[str]:
                 yield parameter
 
 
-def _whole(parameter: str, placed: Mapping[str, Placement]) -> Key:
+def _whole(parameter: str, placed: Collection[str], rows: Collection[str]) -> Key:
     module, _, part = parameter.rpartition(".")
-    return Key(module, f"{WRAPPED}{part}" if module in placed else part)
+    if module in placed:
+        return Key(module, f"{WRAPPED}{part}")
+    return Key(module, f"{TOKENS}{part}" if module in rows else part)
+
+
+def _copies(parameter: str) -> tuple[Key, Key]:
+    module, _, part = parameter.rpartition(".")
+    return Key(module, f"{RETRAINED}{part}"), Key(module, f"{ORIGINAL}{part}")

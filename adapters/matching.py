@@ -135,6 +135,25 @@ def retrained(config: PeftConfig, base: BaseSpec) -> dict[str, set[str]]:
     return found
 
 
+def token_rows(config: PeftConfig, base: BaseSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """By module of which single rows are retrained: the module under whose name they are in the file, and which.
+
+    As PEFT ties them (`set_additional_trainable_modules`, utils/other.py): on a tied base the head has the embedding's,
+    unless the config gives it others.
+    """
+    modules = (*base.linears, *base.embeddings)
+    rows = {
+        module: (module, numbers)
+        for end, numbers in config.tokens.items()
+        for module in modules
+        if (module == base.input_embedding if not end else module.endswith(end))
+    }
+    shared = rows.get(base.input_embedding)
+    if base.tied and shared and (base.head not in rows or rows[base.head][1] == shared[1]):
+        rows[base.head] = shared
+    return rows
+
+
 def _targets(config: PeftConfig, base: BaseSpec, budget: Budget) -> Match:
     excluded = _excludes(config.excluded, budget)
     saved = _saves(config, budget)

@@ -16,28 +16,33 @@ from adapters.expected import Wanted, expected, unserved
 from adapters.files import CONFIG, WEIGHTS
 from adapters.header import Header, Tensor
 from adapters.limits import DEFAULT, Limits
-from adapters.matching import Placement, parameter_placements, placements, renamed, retrained
+from adapters.matching import Placement, parameter_placements, placements, renamed, retrained, token_rows
 from adapters.names import (
-    BIAS,
+    CAUSES,
     EMBEDDING_A,
     EMBEDDING_B,
     LORA_BIAS,
     MAGNITUDE,
+    ORIGINAL,
     PARTS,
+    ROWS,
     WEIGHT,
-    WRAPPED,
     A,
     B,
     Key,
     foreign,
+    is_pair,
+    parameter,
     parse,
     written,
 )
 from adapters.pattern import PatternError, TooCostly
 from adapters.peft_config import PeftConfig, read_config
+from adapters.renaming import loaded
 from adapters.stacks import Stack, not_fused, stacks, unstacked
+from adapters.vocabulary import vocabularies, vocabulary
 
-__all__ = ["ExpertPairs", "Layout", "LoraPair", "PeftConfig", "Replaced", "layout", "read_config"]
+__all__ = ["ExpertPairs", "Layout", "LoraPair", "PeftConfig", "Replaced", "TokenRows", "layout", "read_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,15 @@ class Replaced:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Of an embedding's or the head's weight the rows `numbers` are those of `tensor`, in this order."""
+
+    module: str
+    tensor: str
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """All that an adapter changes, each in the order of the base's modules. A module has one pair at most."""
 
@@ -98,6 +112,7 @@ class Layout:
     replaced: tuple[Replaced, ...] = ()
     routers: tuple[LoraPair, ...] = ()
     experts: tuple[ExpertPairs, ...] = ()
+    rows: tuple[TokenRows, ...] = ()
 
 
 def layout(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = DEFAULT) -> Layout:
@@ -125,12 +140,14 @@ def layout(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = 
     wanted |= {key: Wanted(shape, at) for stack in stacked.values() for key, shape, at in stack.shapes()}
     findings: list[Finding] = []
     found = _by_key(header, wanted, base, findings)
+    if any(finding.rule in CAUSES for finding in findings):
+        raise Rejected(findings)
     findings += _unmatched(found, wanted, base, config)
     findings += unserved(config, base, placed)
     findings += unstacked(config, base, parameters, stacked, limits)
     findings += _twice(modules, parameters)
     findings += _unasked(found, wanted, placed)
-    findings += _misfits(found, wanted, base)
+    findings += _misfits(found, wanted, base, config)
     if findings:
         raise Rejected(findings)
     pairs = [_pair(module, placement, base, found) for module, placement in placed.items()]
@@ -140,6 +157,10 @@ def layout(config: PeftConfig, header: Header, base: BaseSpec, limits: Limits = 
         tuple(_replaced(found, base, set().union(*retrained(config, base).values()))),
         tuple(pair for pair in pairs if pair.module in base.routers),
         tuple(_expert_pairs(stack, found) for stack in stacked.values()),
+        tuple(
+            TokenRows(module, found[Key(source, ROWS)].name, numbers)
+            for module, (source, numbers) in token_rows(config, base).items()
+        ),
     )
 
 
@@ -157,13 +178,15 @@ def _expert_pairs(stack: Stack, found: Mapping[Key, Tensor]) -> ExpertPairs:
 
 
 def _by_key(header: Header, wanted: Mapping[Key, Wanted], base: BaseSpec, findings: list[Finding]) -> dict[Key, Tensor]:
-    """The file's tensors; a whole parameter that the base doesn't have is no one's."""
-    found = {}
+    """The file's tensors as PEFT names them when it loads; what is neither a pair's nor the base's is no one's."""
+    found: dict[Key, Tensor] = {}
     for name, tensor in header.tensors.items():
         key = _key(name, base)
-        known = key is not None and (key in wanted or not _is_whole(key) or _parameter(key) in base.parameters)
-        if key is None or not known:
+        if key is None or not (key in wanted or is_pair(key) or parameter(key) in base.parameters):
             findings.append(foreign(name))
+        elif key in found:
+            what = f"PEFT loads it in place of {found[key].name}; upload the adapter as PEFT saved it."
+            findings.append(Finding.about(name, "duplicate-tensor", what))
         else:
             found[key] = tensor
     return found
@@ -171,7 +194,7 @@ def _by_key(header: Header, wanted: Mapping[Key, Wanted], base: BaseSpec, findin
 
 def _key(name: str, base: BaseSpec) -> Key | None:
     """What a tensor is, in the base's own words."""
-    key = parse(name)
+    key = parse(loaded(name, base.renamings))
     if key is None:
         return None
     module = key.module
@@ -184,8 +207,8 @@ def _unmatched(
     found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base: BaseSpec, config: PeftConfig
 ) -> Iterator[Finding]:
     """Modules with LoRA that only the file, only the base or only the config knows."""
-    modules = dict.fromkeys(key.module for key in found if not _is_whole(key))
-    placed = {key.module for key in wanted if not _is_whole(key)}
+    modules = dict.fromkeys(key.module for key in found if is_pair(key))
+    placed = {key.module for key in wanted if is_pair(key)}
     known = placed | base.linears.keys() | base.embeddings.keys() | base.routers.keys()
     if modules and not modules.keys() & known:
         trained_on = f" (its config names {config.base_model})" if config.base_model else ""
@@ -215,15 +238,21 @@ def _unasked(
 ) -> Iterator[Finding]:
     """Tensors of known modules that the config's kind of training doesn't leave."""
     for key, tensor in found.items():
-        if key not in wanted and (_is_whole(key) or key.module in placed):
-            kind = PARTS[key.part.removeprefix(WRAPPED)]
+        if key not in wanted and (not is_pair(key) or key.module in placed):
+            kind = PARTS[key.part if is_pair(key) else parameter(key).rpartition(".")[2]]
             what = f"the tensor is of {kind}, which {CONFIG} doesn't name; upload the two files of one adapter."
             yield Finding.about(tensor.name, "untargeted-tensor", what, "a tensor that the config asks for", key.part)
 
 
-def _misfits(found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base: BaseSpec) -> Iterator[Finding]:
+def _misfits(
+    found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base: BaseSpec, config: PeftConfig
+) -> Iterator[Finding]:
     """Tensors that are missing or of another shape."""
+    sizes = vocabularies(found, wanted, base)
+    yield from vocabulary(base, max(sizes.values(), default=0), config)
     for key, want in wanted.items():
+        if key in sizes:
+            continue
         if (tensor := found.get(key)) is not None:
             yield from _misfit(key, tensor, want)
         elif want.needed:
@@ -264,18 +293,14 @@ def _pair(module: str, placement: Placement, base: BaseSpec, found: Mapping[Key,
 def _replaced(found: Mapping[Key, Tensor], base: BaseSpec, saved: Set[str]) -> Iterator[Replaced]:
     """Whole parameters, in the file's order. A tied base's own weight, saved with the adapter, is loaded into both the
     embedding and the head, the head's last; a retrained one (`saved`) into its module alone."""
-    whole = {_parameter(key): tensor.name for key, tensor in found.items() if _is_whole(key)}
+    whole = {parameter(key): tensor.name for key, tensor in found.items() if parameter(key)}
     head, embedding = f"{base.head}.{WEIGHT}", f"{base.input_embedding}.{WEIGHT}"
     if base.tied and not {head, embedding} & saved and (tensor := whole.get(head) or whole.get(embedding)):
         whole |= {head: tensor, embedding: tensor}
-    for parameter, name in whole.items():
-        module, _, own = parameter.rpartition(".")
-        yield Replaced(module, own, name)
-
-
-def _is_whole(key: Key) -> bool:
-    return key.part.removeprefix(WRAPPED) in (WEIGHT, BIAS)
-
-
-def _parameter(key: Key) -> str:
-    return f"{key.module}.{key.part.removeprefix(WRAPPED)}"
+    for one, other in ((base.head, embedding), (base.input_embedding, head)):
+        original = found.get(Key(one, f"{ORIGINAL}{WEIGHT}"))
+        if base.tied and original and other not in saved and (one == base.head or other not in whole):
+            whole[other] = original.name  # the one weight that both had
+    for name, tensor in whole.items():
+        module, _, own = name.rpartition(".")
+        yield Replaced(module, own, tensor)

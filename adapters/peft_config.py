@@ -23,10 +23,9 @@ SERVED_INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica
 
 BIASES: Final = ("none", "all", "lora_only")
 
+_MLX_FIELDS: Final = frozenset({"fine_tune_type", "lora_parameters", "lora_layers"})
 _PLAIN: Final = re.compile(r"\^?[\w.-]+")
 _PLAIN_NAME: Final = re.compile(r"[\w.-]{1,200}")
-_CONFIG_CLASS: Final = re.compile(r"[A-Za-z_]\w*")
-_TRANSFORMERS_MODULE: Final = re.compile(r"transformers(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class PeftConfig:
 
     `saved`: the ends of retrained modules' names (modules_to_save). `tie`: on a base whose head is its embedding, what
     is done to the embedding is done to the head (ensure_weight_tying). `bias`: none, all or lora_only. `parameters`:
-    the ends of parameters' names (target_parameters).
+    the ends of parameters' names (target_parameters). `tokens`: by the end of a module's name, "" for the input
+    embedding, the rows of it that were retrained (trainable_token_indices).
     """
 
     rank: int
@@ -54,6 +54,7 @@ class PeftConfig:
     saved: tuple[str, ...] = ()
     tie: bool = False
     parameters: frozenset[str] = frozenset()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def narrow(self) -> bool:
@@ -76,11 +77,6 @@ class _Unserved:
 
 _RETRAIN = "train it as plain LoRA, or merge it into its base model"
 _UNSERVED: Final[Mapping[str, _Unserved]] = {
-    "trainable_token_indices": _Unserved(
-        "unsupported-trainable-tokens",
-        "has trained single tokens' embeddings (trainable_token_indices)",
-        "train it without trainable_token_indices",
-    ),
     "layer_replication": _Unserved(
         "unsupported-layer-replication", "repeats layers of the base model (layer_replication)", _RETRAIN
     ),
@@ -128,12 +124,15 @@ _OTHER_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
         "WAVEFT",
     ),
     "mixes several adapters by a router": ("POLY", "XLORA"),
-    "trains single tokens' embeddings; train the whole embedding with modules_to_save": ("TRAINABLE_TOKENS",),
+    "trains single tokens' embeddings and no linear; train it as LoRA with trainable_token_indices": (
+        "TRAINABLE_TOKENS",
+    ),
 }
 """Why an adapter of another type has no exact form here, by PEFT's name for the type."""
 
 _WITHOUT_EFFECT: Final = frozenset(
     {
+        "auto_mapping",
         "base_model_name_or_path",
         "corda_config",
         "eva_config",
@@ -153,7 +152,6 @@ _WITHOUT_EFFECT: Final = frozenset(
 _CHECKED: Final = frozenset(
     {
         "alpha_pattern",
-        "auto_mapping",
         "bias",
         "ensure_weight_tying",
         "exclude_modules",
@@ -170,6 +168,7 @@ _CHECKED: Final = frozenset(
         "target_modules",
         "target_parameters",
         "task_type",
+        "trainable_token_indices",
         "use_dora",
         "use_rslora",
     }
@@ -180,6 +179,9 @@ def read_config(source: Path | bytes, limits: Limits = DEFAULT) -> PeftConfig:
     """Parse an adapter_config.json, from its path or its bytes. Raises Rejected with every finding."""
     document = _document(source, limits)
     kind = document.get("peft_type")
+    if kind is None and _MLX_FIELDS & document.keys():
+        message = f"{CONFIG} is MLX's, not PEFT's; convert the adapter as docs/adapters.md says under MLX."
+        raise Rejected.because("mlx-format", message, expected="a config that PEFT wrote", found="MLX's")
     if kind != "LORA":
         raise Rejected.because(
             "unsupported-peft-type",
@@ -246,6 +248,7 @@ class _ConfigReader:
             saved=self._saved(),
             tie=self._flag("ensure_weight_tying"),
             parameters=self._parameters(),
+            tokens=self._tokens(),
         )
         self._refuse_contradictions(config)
         return config
@@ -270,11 +273,10 @@ class _ConfigReader:
                 self._refuse("unknown-config-field", message, "unset", self._document[name])
 
     def _refuse_code(self) -> None:
-        """The two fields that PEFT imports a module by. Nothing here does; a value PEFT wouldn't write is an attack."""
-        mapping = self._document.get("auto_mapping") or {}
-        if not isinstance(mapping, dict) or not all(_harmless_mapping(key, value) for key, value in mapping.items()):
-            message = "auto_mapping names code outside Transformers; remove it from the config."
-            self._refuse("config-code", message, "a class of transformers", mapping)
+        """A field that PEFT imports a module by. Nothing here does; a value PEFT wouldn't write is an attack.
+
+        Another such, auto_mapping, PEFT itself reads only where it has to find the base model, which here is given.
+        """
         if self._document.get("megatron_core") not in (None, "", "megatron.core"):
             message = "megatron_core names a module to import; remove it from the config."
             self._refuse("config-code", message, "megatron.core", self._document["megatron_core"])
@@ -337,6 +339,19 @@ class _ConfigReader:
         message = f"target_parameters must be a list of at most {self._limits.patterns} plain parameter names."
         self._refuse("malformed-config", message, "", value)
         return frozenset()
+
+    def _tokens(self) -> dict[str, tuple[int, ...]]:
+        value = self._document.get("trainable_token_indices") or {}
+        by_name = value if isinstance(value, dict) else {"": value}
+        if len(by_name) <= self._limits.saved and all(
+            (by_name is not value or _PLAIN_NAME.fullmatch(name)) and _is_rows(rows) for name, rows in by_name.items()
+        ):
+            return {name: tuple(rows) for name, rows in by_name.items()}
+        message = (
+            "trainable_token_indices must be a list of different token numbers, or map module names to such lists."
+        )
+        self._refuse("malformed-config", message, "", value)
+        return {}
 
     def _names_or_regex(self, name: str) -> frozenset[str] | str:
         value = self._document.get(name)
@@ -415,12 +430,9 @@ def _reason(kind: Any) -> str:
     return next((why for why, kinds in _OTHER_TYPES.items() if kind in kinds), "isn't known here")
 
 
-def _harmless_mapping(key: str, value: Any) -> bool:
-    if key == "parent_library":
-        return value is None or (isinstance(value, str) and _TRANSFORMERS_MODULE.fullmatch(value) is not None)
-    if key == "base_model_class":
-        return value is None or (isinstance(value, str) and _CONFIG_CLASS.fullmatch(value) is not None)
-    return value is None or isinstance(value, bool)
+def _is_rows(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(row) is int and 0 <= row < 2**31 for row in value)
+    return numbers and 0 < len(value) == len(set(value))
 
 
 def _text(value: Any) -> str:

@@ -149,5 +149,5 @@ def _summary(adapter: Layout, config: PeftConfig, header: Header, size: int) -> 
         dtype="+".join(sorted(dtypes)),
         rslora=config.rslora,
         base_model=config.base_model,
-        beside=(*kinds, *replaced),
+        beside=(*kinds, *replaced, *(f"{each.module}.tokens" for each in adapter.rows)),
     )

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of one parameter: a tensor that replaces it, a pair or those of all experts that are added to it, a pair whose
-    bias is."""
+    """Of one parameter: a tensor that replaces it, one for rows of it, a pair or those of all experts that are
+    added to it, a pair whose bias is."""
 
     replaced: str = ""
+    rows: tuple[str, tuple[int, ...]] | None = None
     pair: LoraPair | None = None
     bias: LoraPair | None = None
     experts: ExpertPairs | None = None
@@ -86,10 +87,14 @@ class Changes:
         """Rows of the parameter before any pair: the base's own, or what replaces them, in the base's dtype."""
         import torch
 
-        change = self.parameters.get(parameter, Change())
-        if not change.replaced:
-            return stored.read(start, stop).float()
-        return self._tensors[change.replaced].read(start, stop).to(getattr(torch, FLOATS[stored.dtype])).float()
+        change, dtype = self.parameters.get(parameter, Change()), getattr(torch, FLOATS[stored.dtype])
+        source = self._tensors[change.replaced] if change.replaced else stored
+        own: Tensor = source.read(start, stop).to(dtype).float()
+        tensor, numbers = change.rows or ("", ())
+        for at, row in enumerate(numbers):
+            if start <= row < stop:
+                own[row - start] = self._tensors[tensor].read(at, at + 1)[0].to(dtype)
+        return own
 
     def replaces(self, parameter: str, stored: Stored) -> bool:
         """Whether the adapter replaces the parameter by other values than the base's own, in the base's dtype."""
@@ -144,6 +149,9 @@ class Changes:
 
 def _by_parameter(plan: Layout) -> Mapping[str, Change]:
     changes = {f"{each.module}.{each.parameter}": Change(replaced=each.tensor) for each in plan.replaced}
+    for rows in plan.rows:
+        weight = f"{rows.module}.weight"
+        changes[weight] = replace(changes.get(weight, Change()), rows=(rows.tensor, rows.numbers))
     for pair in (*plan.linears, *plan.embeddings, *plan.routers):
         weight, bias = f"{pair.module}.weight", f"{pair.module}.bias"
         changes[weight] = replace(changes.get(weight, Change()), pair=pair)

@@ -92,7 +92,11 @@ def _refuse(part: Part, source: str) -> None:
         ("combines-dora", part.config.dora, "was trained with DoRA, whose magnitudes have no weighted sum"),
         ("combines-bias", part.config.lora_bias or part.config.bias != "none", "has trained biases"),
         ("combines-experts", _mixture(part.changes), "changes a mixture's experts or routers"),
-        ("combines-replaced", _retrained(part.changes, source), "has retrained modules (modules_to_save)"),
+        (
+            "combines-replaced",
+            _retrained(part.changes, source),
+            "has retrained modules or tokens (modules_to_save, trainable_token_indices)",
+        ),
     ):
         if found:
             message = f"{part.name} {what}; only plain LoRA can be combined. Merge it into the base model instead."
@@ -105,7 +109,7 @@ def _mixture(changes: Changes) -> bool:
 
 def _retrained(changes: Changes, source: str) -> bool:
     """Whether any parameter is another than the base's: PEFT saves embeddings beside LoRA on them unchanged too."""
-    replaced = [parameter for parameter, change in changes.parameters.items() if change.replaced]
+    replaced = [parameter for parameter, change in changes.parameters.items() if change.replaced or change.rows]
     checkpoint = read_checkpoint(source) if replaced else None
     for parameter in replaced:
         stored = checkpoint.alone(parameter) if checkpoint else None

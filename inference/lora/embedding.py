@@ -1,5 +1,6 @@
 """Knows how an embedding adds each row's adapter to its output; never where adapters come from."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -9,7 +10,7 @@ from inference.lora.weights import Correction, Pair
 
 
 class LoraEmbedding(nn.Module):
-    """y = embedding(ids), or of the slot's own weight, `* factor`, `+ scale * A[ids] @ B.T` for each segment.
+    """y = embedding(ids), or of the slot's own weight or rows, `* factor`, `+ scale * A[ids] @ B.T` for each segment.
 
     ids: [..., rows] in the batch's order. An embedding that scales its output (`embed_scale`) scales LoRA's as well.
     """
@@ -47,6 +48,10 @@ class LoraEmbedding(nn.Module):
         if slot in self._twins:
             y.copy_(self._twins[slot](ids))
         correction = self.corrections.get(slot)
+        if correction is not None and correction.numbers is not None and correction.tokens is not None:
+            chosen = ids[:, None] == correction.numbers
+            rows = correction.tokens[chosen.int().argmax(dim=1)] * getattr(self.embedding, "embed_scale", 1.0)
+            y.copy_(torch.where(chosen.any(dim=1, keepdim=True), rows.to(y.dtype), y))
         if correction is not None and correction.factor is not None:
             y.mul_(correction.factor)
         if slot in self.pairs:

@@ -123,6 +123,8 @@ def correct_(y: Tensor, x: Tensor, correction: Correction) -> None:
     """Bring one segment's y = linear(x), in place, to what the correction says."""
     if correction.weight is not None:
         y.copy_(functional.linear(x, correction.weight))
+    if correction.numbers is not None and correction.tokens is not None:
+        y.index_copy_(1, correction.numbers, functional.linear(x, correction.tokens))
     if correction.factor is not None:
         y.mul_(correction.factor)
     if correction.shift is not None:

@@ -42,20 +42,26 @@ class TooLarge(Exception):
 class Correction:
     """What a slot's rows do to a module's own output y before the pair is added: `y = y * factor + shift`, each [out].
 
-    `weight`, the module's own if None: y is computed with it instead, and without bias.
+    `weight`, the module's own if None: y is computed with it instead, and without bias. Of the weight the rows with the
+    `numbers` [n] are those of `tokens` [n, width]; such a linear has no bias.
     """
 
     weight: Tensor | None = None
     factor: Tensor | None = None
     shift: Tensor | None = None
+    numbers: Tensor | None = None
+    tokens: Tensor | None = None
+
+    @property
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return (self.weight, self.factor, self.shift, self.numbers, self.tokens)
 
     @property
     def empty(self) -> bool:
-        return self.weight is None and self.factor is None and self.shift is None
+        return all(part is None for part in self._parts)
 
     def map(self, convert: Callable[[Tensor], Tensor]) -> "Correction":
-        parts = (self.weight, self.factor, self.shift)
-        return Correction(*(None if part is None else convert(part) for part in parts))
+        return Correction(*(None if part is None else convert(part) for part in self._parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +151,8 @@ class _Reader:
         for module in [module for module in changed if module in base.linears or module in base.embeddings]:
             own = changed.pop(module)
             corrections[module] = Correction(own.get("weight"), None, self._shift(module, own))
+        for module, (numbers, tokens) in self._tokens(plan).items():
+            corrections[module] = replace(corrections.get(module, Correction()), numbers=numbers, tokens=tokens)
         kept = {module: correction for module, correction in corrections.items() if not correction.empty}
         changed |= {pair.module: {"weight": self._router(pair)} for pair in plan.routers}
         experts = {stack.parameter: self._experts(stack) for stack in plan.experts}
@@ -164,6 +172,14 @@ class _Reader:
             if not same:
                 changed.setdefault(each.module, {})[each.parameter] = new
         return changed
+
+    def _tokens(self, plan: Layout) -> dict[str, tuple[Tensor, Tensor]]:
+        """By module the numbers of the rows that are retrained, and the rows in the base's dtype."""
+        read: dict[str, tuple[Tensor, Tensor]] = {}
+        for each in plan.rows:
+            own = self._frozen[f"{each.module}.weight"]
+            read.setdefault(each.tensor, (torch.tensor(each.numbers), self._tensor(each.tensor).to(own.dtype)))
+        return {each.module: read[each.tensor] for each in plan.rows}
 
     def _linear(self, pair: LoraPair, own: Mapping[str, Tensor]) -> tuple[Pair, Correction]:
         a, b = _alike(self._tensor(pair.a), self._tensor(pair.b))

@@ -305,11 +305,6 @@ def strange_names() -> Iterator[Upload]:
 
 def configs_that_point_at_code() -> Iterator[Upload]:
     for change in (
-        {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}},
-        {"auto_mapping": {"parent_library": "transformers_modules.x"}},
-        {"auto_mapping": {"parent_library": "transformers..os"}},
-        {"auto_mapping": {"parent_library": "transformers.models.llama\n"}},
-        {"auto_mapping": {"base_model_class": "__import__('os')"}},
         {"auto_map": {"AutoModel": "modeling.Evil"}},
         {"custom_code": "import os"},
         {"trust_remote_code": True},

@@ -172,7 +172,6 @@ def test_every_variant_that_peft_saves_is_valid_as_it_is(
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"trainable_token_indices": [1, 2]}, "unsupported-trainable-tokens"),
         ({"layer_replication": [(0, 2), (1, 2)]}, "unsupported-layer-replication"),
         ({"init_lora_weights": "pissa"}, "unconverted-init"),
         ({"init_lora_weights": "olora"}, "unconverted-init"),

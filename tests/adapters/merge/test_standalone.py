@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head": {"modules_to_save": ["lm_head"]},
     "norms": {"modules_to_save": ["input_layernorm"]},
     "biases": {"bias": "all"},
+    "tokens": {"trainable_token_indices": [2, 40, 41]},
 }
 
 
