@@ -22,7 +22,7 @@ def vocabularies(found: Mapping[Key, Tensor], wanted: Mapping[Key, Wanted], base
         at = _vocabulary_at(key)
         if at is None or len(tensor.shape) != len(want.shape):
             continue
-        if [axis for axis, size in enumerate(want.shape) if tensor.shape[axis] != size] == [at]:
+        if 0 not in tensor.shape and [a for a, size in enumerate(want.shape) if tensor.shape[a] != size] == [at]:
             sizes[key] = tensor.shape[at]
     return sizes
 
