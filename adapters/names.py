@@ -52,6 +52,10 @@ _FOREIGN: Final[Mapping[str, tuple[str, str]]] = {
     "_orig_mod.": ("compiled-names", f"it was saved from a model that torch.compile had wrapped; {_RENAME}"),
     "_fsdp_wrapped_module.": ("sharded-names", f"it was saved from a model that FSDP had wrapped; {_RENAME}"),
     ".default.": ("unknown-tensor", "its name is of a model in training; save the adapter with save_pretrained"),
+    ".experts.": (
+        "unsupported-experts",
+        "it is of experts that were retrained as a whole, which isn't served; train them with LoRA",
+    ),
     "modules_to_save.": (
         "unknown-tensor",
         "its module isn't named in modules_to_save; upload the adapter's own config",

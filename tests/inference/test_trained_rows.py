@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from adapters.base import describe
+from adapters.base import describe, kind
 from adapters.errors import Rejected
 from adapters.files import WEIGHTS
 from adapters.validation import validate
-from tests.inference.conftest import AUTO, COMMON, Base, train
+from tests.inference.conftest import COMMON, Base, train
 from tests.inference.test_variants import compare
 
 ROWS = list(range(3, 90))
@@ -137,7 +137,8 @@ def test_names_of_transformers_4_are_read_as_peft_reads_them(
     workshop: Any, today: str, then: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    model = AUTO.from_config(AutoConfig.for_model("gemma3", **GEMMA), dtype=torch.float32)
+    config = AutoConfig.for_model("gemma3", **GEMMA)
+    model = kind(config).from_config(config, dtype=torch.float32)
     model.save_pretrained(tmp_path / "base")
     base = Base(tmp_path / "base")
     peft: Any = get_peft_model(base.oracle(None), LoraConfig(
