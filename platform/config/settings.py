@@ -240,22 +240,27 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
+ASK_AGAIN = 5.0  # seconds between looks at work whose message, or whose worker, was lost
 TICK = 2.0  # seconds between looks at the rollouts under way
 CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {  # seconds
-    "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": 60.0},
+    "revalidate-stale": {"task": "jobs.tasks.revalidate_stale", "schedule": ASK_AGAIN},
+    "sweep-quarantine": {"task": "jobs.tasks.sweep_quarantine", "schedule": 60.0},
     "tend-usage": {"task": "jobs.tasks.tend_usage", "schedule": 30.0},
     "forget-usage": {"task": "jobs.tasks.forget_usage", "schedule": 3600.0},
     "expire-uploads": {"task": "jobs.tasks.expire_uploads", "schedule": 300.0},
     "forget-rejected": {"task": "jobs.tasks.forget_rejected", "schedule": 3600.0},
+    "collect-unheld": {"task": "jobs.tasks.collect_unheld", "schedule": 30.0},
     "sweep-blobs": {"task": "jobs.tasks.sweep_blobs", "schedule": 900.0},
-    "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": 30.0},
+    "deliver-webhooks": {"task": "jobs.tasks.deliver_webhooks", "schedule": ASK_AGAIN},
+    "forget-deliveries": {"task": "jobs.tasks.forget_deliveries", "schedule": 300.0},
     "checkpoint-audit": {"task": "jobs.tasks.checkpoint_audit", "schedule": 60.0},
     "seal-audit": {"task": "jobs.tasks.seal_audit", "schedule": 3600.0},
-    "resume-evaluations": {"task": "jobs.tasks.resume_evaluations", "schedule": 5.0},
+    "resume-evaluations": {"task": "jobs.tasks.resume_evaluations", "schedule": ASK_AGAIN},
+    "resume-merges": {"task": "jobs.tasks.resume_merges", "schedule": ASK_AGAIN},
     "tend-merges": {"task": "jobs.tasks.tend_merges", "schedule": 60.0},
     "tick-rollouts": {"task": "jobs.tasks.tick_rollouts", "schedule": TICK},
     "sweep-rollouts": {"task": "jobs.tasks.sweep_rollouts", "schedule": 3600.0},
-    "release-overdue": {"task": "jobs.tasks.release_overdue", "schedule": 60.0},
+    "release-overdue": {"task": "jobs.tasks.release_overdue", "schedule": 2 * ASK_AGAIN},
     "hold-pins": {"task": "jobs.tasks.hold_pins", "schedule": 30.0},
     "verify-audit": {"task": "jobs.tasks.verify_audit", "schedule": 24 * 3600.0},
 }

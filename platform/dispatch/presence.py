@@ -46,7 +46,7 @@ def deserted(these: Iterable[UUID]) -> list[UUID]:
 
 def _key(what: UUID) -> int:
     """A lock's number: 64 bits, with a sign."""
-    return int.from_bytes(what.bytes[:8], signed=True)
+    return int.from_bytes(UUID(str(what)).bytes[:8], signed=True)
 
 
 def _each(statement: str, keys: Iterable[int]) -> None:

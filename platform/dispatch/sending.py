@@ -16,6 +16,7 @@ from functools import partial
 from celery import Celery
 from celery.app import app_or_default
 from django.db import transaction
+from kombu.exceptions import ChannelError
 from prometheus_client import Counter
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,23 @@ def send(task: str, *args: str, countdown: float = 0.0) -> None:
 def after_commit(task: str, *args: str, countdown: float = 0.0) -> None:
     """Ask for a worker once the transaction is through; at once where there is none."""
     transaction.on_commit(partial(send, task, *args, countdown=countdown), robust=True)
+
+
+def idle(task: str) -> bool:
+    """Whether no message waits in the queue that this task goes to: then whatever is still not begun was lost.
+
+    False where the broker does not answer, since nothing could be sent either.
+    """
+    app = app_or_default()
+    name = app.amqp.router.route({}, task)["queue"].name
+    try:
+        with app.pool.acquire(block=True, timeout=LAST) as connection:
+            return bool(connection.default_channel.queue_declare(name, passive=True).message_count == 0)
+    except ChannelError:
+        return True  # Redis keeps no empty queue
+    except Exception as error:  # whatever a transport raises
+        log.warning("the broker can't be asked for its queue %s: %s", name, error)
+        return False
 
 
 def flush(seconds: float = LAST) -> bool:

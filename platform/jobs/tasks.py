@@ -56,6 +56,11 @@ def revalidate_stale() -> None:
 
 
 @periodic()
+def sweep_quarantine() -> None:
+    registry.sweep_quarantine()
+
+
+@periodic()
 def forget_rejected() -> None:
     registry.forget_rejected()
 
@@ -68,6 +73,11 @@ def collect_blob(digest: str) -> None:
 @periodic()
 def expire_uploads() -> None:
     registry.expire_uploads()
+
+
+@periodic()
+def collect_unheld() -> None:
+    blobs.collect_unheld()
 
 
 @periodic()
@@ -107,19 +117,13 @@ def sweep_rollouts() -> None:
     rollouts.sweep()
 
 
-@shared_task(
-    name="jobs.tasks.release_version",
-    acks_late=True,
-    reject_on_worker_lost=True,
-    time_limit=TIME_LIMIT,
-    autoretry_for=(registry.NotReleased, OSError),
-    retry_backoff=1,
-    retry_backoff_max=30,
-    max_retries=6,
-)
+@shared_task(name="jobs.tasks.release_version", acks_late=True, reject_on_worker_lost=True, time_limit=TIME_LIMIT)
 def release_version(version_id: str) -> None:
-    """What is not let go of by the last retry, `release_overdue` asks for again."""
-    registry.release_version(UUID(version_id))
+    """What can't be let go of now, `release_overdue` asks for again."""
+    try:
+        registry.release_version(UUID(version_id))
+    except (registry.NotReleased, OSError) as error:
+        log.warning("version %s is not released yet: %s", version_id, error)
 
 
 @periodic()
@@ -154,6 +158,11 @@ def deliver_webhooks() -> None:
 
 
 @periodic()
+def forget_deliveries() -> None:
+    webhooks.forget_deliveries()
+
+
+@periodic()
 def tend_usage() -> None:
     ledger.close_lost()
     ledger.sum_up()
@@ -171,6 +180,10 @@ def run_merge(merge_id: str) -> None:
 
 
 @periodic()
-def tend_merges() -> None:
+def resume_merges() -> None:
     merges.resume_merges()
+
+
+@periodic()
+def tend_merges() -> None:
     merges.expire_merges()

@@ -65,10 +65,6 @@ class MergeQuerySet(models.QuerySet["Merge"]):
     def pending(self) -> Self:
         return self.filter(state__in=PENDING)
 
-    def deserted(self) -> Self:
-        """Pending ones that no worker has, or that one had which is gone."""
-        return self.pending().filter(leased_until__lt=timezone.now())
-
     def kept(self) -> Self:
         """Those whose files are there, or are being made."""
         return self.filter(Q(state__in=PENDING) | Q(state=State.READY, kind=Kind.CHECKPOINT))

@@ -8,25 +8,32 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import F, Func, IntegerField
+from django.db.models.functions import Now
 from django.utils import timezone
 
+from dispatch import at_work, deserted, idle
 from webhooks import network, signing
 from webhooks.models import Delivery, Endpoint, State
-from webhooks.services import enqueue
+from webhooks.services import TASK, enqueue
 
 # Between attempts; after the last of them the delivery has failed. About a day in all.
 PAUSES = tuple(timedelta(seconds=seconds) for seconds in (5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600, 12 * 3600))
 LEASE = timedelta(minutes=2)  # longer than an attempt can take
 SOON = timedelta(minutes=10)  # later than this is left to beat
 KEPT = timedelta(days=30)
+MOST_AT_ONCE = 1000  # that are asked for together
 SWEPT = timedelta(hours=1)  # longer than any transaction that saw an endpoint before it was deleted
 
 
 def deliver(delivery_id: UUID) -> State | None:
     """Try once, if it is due, and return the state that came of it; None when there was nothing to try."""
-    delivery = _claim(delivery_id)
-    if delivery is None:
-        return None
+    with at_work(delivery_id):
+        delivery = _claim(delivery_id)
+        return _tried(delivery) if delivery is not None else None
+
+
+def _tried(delivery: Delivery) -> State | None:
     if not delivery.endpoint.active:
         return _settle(delivery, State.FAILED, _entry(0, "The endpoint is switched off.", 0))
     body = json.dumps(_message(delivery), separators=(",", ":")).encode()
@@ -44,14 +51,31 @@ def deliver(delivery_id: UUID) -> State | None:
 
 
 def deliver_due() -> int:
-    """Ask for workers for what is due and has none; forget what was settled long ago. Returns how many."""
-    due = list(Delivery.objects.due().order_by("next_at").values_list("pk", flat=True)[:1000])
+    """Ask for workers for what is due and has none, or lost its own. Returns how many."""
+    _take_back()
+    if not idle(TASK):  # one of the messages that wait may be its own
+        return 0
+    due = list(Delivery.objects.due().order_by("next_at").values_list("pk", flat=True)[:MOST_AT_ONCE])
     for delivery in due:
         enqueue(delivery)
+    return len(due)
+
+
+def forget_deliveries() -> None:
+    """Forget what was settled long ago, and endpoints that were deleted."""
     old = Delivery.objects.exclude(state=State.PENDING).filter(created_at__lt=timezone.now() - KEPT)
     old.delete()
     Endpoint.objects.filter(deleted_at__lt=timezone.now() - SWEPT).delete()
-    return len(due)
+
+
+def _take_back() -> None:
+    """What a worker had that died meanwhile is due now: it counted an attempt of which the log says nothing."""
+    begun = Delivery.objects.filter(state=State.PENDING, next_at__gt=Now()).alias(
+        logged=Func("log", function="jsonb_array_length", output_field=IntegerField())
+    )
+    rows = dict(begun.filter(attempts__gt=F("logged")).values_list("pk", "attempts"))
+    for pk in deserted(rows):
+        Delivery.objects.filter(pk=pk, state=State.PENDING, attempts=rows[pk]).update(next_at=Now())
 
 
 def _claim(delivery_id: UUID) -> Delivery | None:

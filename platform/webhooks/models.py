@@ -37,8 +37,8 @@ class EndpointQuerySet(models.QuerySet["Endpoint"]):
 class Endpoint(models.Model):
     """A URL of a tenant's that is told of the events it subscribes to.
 
-    A deleted one stays until `delivery.deliver_due` sweeps it: were it deleted at once, under the audit chain's lock,
-    that could deadlock with an event that is being handed to it.
+    A deleted one stays until `delivery.forget_deliveries` sweeps it: were it deleted at once, under the audit chain's
+    lock, that could deadlock with an event that is being handed to it.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

@@ -190,11 +190,17 @@ def test_a_merge_makes_room_for_others_after_each_file_and_ends_all_the_same(
 
 
 def test_one_worker_works_on_a_merge_and_another_takes_over_only_when_it_is_gone(
-    two: list[Version], acme: Tenant, client_of: Clients, desert: Callable[..., None], run: Run
+    two: list[Version],
+    acme: Tenant,
+    client_of: Clients,
+    desert: Callable[..., None],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = ask(client_of(acme), INTO_BASE)
     first = leases.claim(told["id"])
     assert first is not None
+    monkeypatch.setattr(leases, "attended", lambda _: True)
     assert run(told) is None
     assert resume_merges() == 0
     desert(first.merge.pk)

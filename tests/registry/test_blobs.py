@@ -123,7 +123,9 @@ def test_many_who_acquire_and_release_at_once_never_miscount(
     peft_folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(blobs, "_enqueue", asked.append)
+    monkeypatch.setattr(
+        blobs, "after_commit", lambda _task, digest: transaction.on_commit(lambda: asked.append(digest))
+    )
     tenants = [create_tenant(slug, slug, actor=SYSTEM) for slug in ("acme", "globex")]
     manifest = Manifest.of(peft_folders[0])
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery.exceptions import Retry
 from rest_framework.test import APIClient
 
 from adapters.manifest import Manifest
@@ -246,11 +245,11 @@ def test_while_the_engine_is_down_the_job_is_tried_again(
     asked(lambda client: client.preload(free.digest))
     delete_version(free, actor=SYSTEM)
     settings.LORAYARD = up.model_copy(update={"engine_url": f"unix:{up.home}/nobody.sock"})
-    with pytest.raises((Retry, NotReleased)):
-        tasks.release_version.apply(args=[str(free.pk)], throw=True, retries=tasks.release_version.max_retries)
+    tasks.release_version.apply(args=[str(free.pk)], throw=True)
     assert traces(free.digest)
     settings.LORAYARD = up
     monkeypatch.setattr(retirement, "_enqueue", asked_again.append)
+    monkeypatch.setattr(retirement, "idle", lambda _: True)
     assert release_overdue() == 0
     Version.objects.filter(pk=free.pk).update(changed_at="2020-01-01T00:00:00Z")
     assert (release_overdue(), asked_again) == (1, [free.pk])

@@ -34,6 +34,7 @@ from registry.services import (
     revalidate_stale,
     upload_version,
     validate_version,
+    validation,
 )
 from registry.services.validation import ATTEMPTS, STALE, cell
 from tenants.models import Tenant
@@ -357,3 +358,43 @@ def test_register_base_model_from_a_shell(
     assert capsys.readouterr().out == "demo\n"
     with pytest.raises(CommandError):
         call_command("register_base_model", str(tmp_path))
+
+
+def test_an_upload_whose_message_was_lost_is_asked_for_again_within_seconds(
+    acme: Tenant, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(validation, "enqueue_validation", asked.append)
+    version = push(acme, "support", validate=False)
+    Version.objects.filter(pk=version.pk).update(changed_at=timezone.now() - timedelta(seconds=20))
+    monkeypatch.setattr(validation, "idle", lambda _: False)
+    assert revalidate_stale() == 0  # its message may be among those that wait
+    monkeypatch.setattr(validation, "idle", lambda _: True)
+    assert (revalidate_stale(), asked) == (1, [version.pk])
+    assert revalidate_stale() == 0
+
+
+def test_a_worker_that_dies_leaves_its_version_to_the_next_at_once(
+    acme: Tenant, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(validation, "enqueue_validation", asked.append)
+    version = push(acme, "support", validate=False)
+    Version.objects.filter(pk=version.pk).update(
+        state=State.VALIDATING, attempts=1, changed_at=timezone.now() - timedelta(seconds=20)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "attended", lambda _: True)
+        patch.setattr(validation, "deserted", lambda _: [])
+        assert revalidate_stale() == 0
+        assert validate_version(version.pk) is None  # delivered once more while a worker is at it
+    assert Version.objects.get(pk=version.pk).attempts == 1
+    assert (revalidate_stale(), asked) == (1, [version.pk])
+    assert validate_version(version.pk) == State.READY
+
+
+def test_a_clock_that_was_set_back_hides_no_upload(acme: Tenant, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = push(acme, "support", validate=False)
+    Version.objects.filter(pk=version.pk).update(changed_at=timezone.now() + timedelta(days=1))
+    monkeypatch.setattr(validation, "enqueue_validation", lambda _: None)
+    assert revalidate_stale() == 1

@@ -151,10 +151,10 @@ def test_a_delivery_whose_worker_died_is_handed_out_again(
 def test_what_was_settled_long_ago_is_forgotten(acme: Tenant, endpoint: Endpoint, emitted: Emits) -> None:
     emitted(acme)
     Delivery.objects.update(created_at=timezone.now() - timedelta(days=31))
-    delivery.deliver_due()
+    delivery.forget_deliveries()
     assert Delivery.objects.count() == 1
     Delivery.objects.update(state=State.DELIVERED)
-    delivery.deliver_due()
+    delivery.forget_deliveries()
     assert Delivery.objects.count() == 0
 
 
@@ -163,10 +163,10 @@ def test_a_deleted_endpoint_and_its_log_are_swept(acme: Tenant, endpoint: Endpoi
     services.delete_endpoint(endpoint, actor=SYSTEM)
     services.delete_endpoint(endpoint, actor=SYSTEM)
     assert services.create_endpoint(acme, endpoint.url, ["*"], actor=SYSTEM)  # the URL is free at once
-    delivery.deliver_due()
+    delivery.forget_deliveries()
     assert Delivery.objects.exists()
     Endpoint.objects.exclude(deleted_at=None).update(deleted_at=timezone.now() - delivery.SWEPT)
-    delivery.deliver_due()
+    delivery.forget_deliveries()
     assert not Delivery.objects.exists()
     assert Endpoint.objects.count() == 1
 
@@ -205,6 +205,7 @@ def test_endpoints_that_change_while_events_are_emitted_deadlock_with_nothing(
 
     def swept(_: int) -> None:
         delivery.deliver_due()
+        delivery.forget_deliveries()
 
     threads = [
         threading.Thread(target=repeatedly, args=(work,))

@@ -14,6 +14,7 @@ from apikeys import services as apikeys
 from apikeys.models import Scope
 from audit.models import Action
 from audit.services import SYSTEM, record
+from dispatch import over
 from evaluations.models import PENDING, Evaluation, Result, State
 from evaluations.services.requests import QUEUED, end_key, enqueue
 from evaluations.services.scores import score_of
@@ -37,7 +38,7 @@ def claim(evaluation_id: UUID) -> Lease | None:
     """None when it is settled or another worker has it. Given up for good after ATTEMPTS in vain."""
     row = _locked(evaluation_id)
     now = timezone.now()
-    if row is None or row.state not in PENDING or (row.worker and row.leased_until and row.leased_until > now):
+    if row is None or row.state not in PENDING or _worked_on(row):
         return None
     end_key(row)
     row.state, row.started_at = State.RUNNING, row.started_at or now
@@ -101,6 +102,11 @@ def succeed(lease: Lease) -> State | None:
 def fail(lease: Lease, error: str) -> State | None:
     row = _held(lease)
     return _settle(row, State.FAILED, error=error) if row is not None else None
+
+
+def _worked_on(row: Evaluation) -> bool:
+    leased = Evaluation.objects.filter(pk=row.pk, worker__isnull=False, leased_until__isnull=False)
+    return leased.exclude(over("leased_until", LEASE)).exists()
 
 
 def _settle(row: Evaluation, state: State, error: str = "") -> State:

@@ -6,13 +6,14 @@ from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from apikeys import services as apikeys
 from apikeys.models import ApiKey
 from audit.models import Action
 from audit.services import SYSTEM, Actor, record
-from dispatch import send
+from dispatch import SOON, idle, over, send
 from evaluations.errors import EvaluationOver, EvaluationUnderWay, TooMany
 from evaluations.models import PENDING, Evaluation, EvaluationSet, State
 from registry.models import Version
@@ -67,9 +68,11 @@ def cancel_evaluation(evaluation: Evaluation, *, actor: Actor) -> Evaluation:
 
 def resume_evaluations() -> int:
     """Ask for workers for evaluations that lost theirs, or never met one. Returns how many."""
-    now = timezone.now()
-    lost = Evaluation.objects.pending().filter(leased_until__lt=now).values_list("pk", flat=True)
-    found = [pk for pk in lost if _taken_back(pk)]
+    lost = over("leased_until", QUEUED)
+    if idle(TASK):  # while messages wait, one may be this one's
+        lost |= Q(worker=None, leased_until__lt=Now() + QUEUED - SOON)
+    rows = Evaluation.objects.pending().filter(lost).values_list("pk", flat=True)
+    found = [pk for pk in rows if _taken_back(pk, lost)]
     for pk in found:
         enqueue(pk)
     return len(found)
@@ -97,10 +100,10 @@ def asks_with(tenant: Tenant, key: ApiKey) -> bool:
     return Evaluation.objects.for_tenant(tenant).filter(key=key).exists()
 
 
-def _taken_back(pk: UUID) -> bool:
+def _taken_back(pk: UUID, lost: Q) -> bool:
     """Compare and set: of two sweeps one asks."""
-    lost = Evaluation.objects.pending().filter(pk=pk, leased_until__lt=timezone.now())
-    return lost.update(worker=None, leased_until=timezone.now() + QUEUED) == 1
+    rows = Evaluation.objects.pending().filter(lost, pk=pk)
+    return rows.update(worker=None, leased_until=Now() + QUEUED) == 1
 
 
 def _version(tenant: Tenant, target: Target) -> Version | None:

@@ -22,6 +22,7 @@ from adapters.errors import Finding
 from adapters.manifest import File
 from audit.models import Action
 from audit.services import SYSTEM, Actor, record
+from dispatch import attended, over
 from merges import folders
 from merges.models import KEPT, MOST_BYTES, Merge, State
 from merges.services.requests import bytes_kept, clear, enqueue, locked, tell
@@ -54,7 +55,7 @@ def claim(merge_id: UUID) -> Lease | None:
     """None when it is settled or another worker has it. Given up for good after ATTEMPTS in vain."""
     row = locked(merge_id)
     now = timezone.now()
-    resumed = row.state == State.RUNNING and row.leased_until < now
+    resumed = row.state == State.RUNNING and not _worked_on(row)
     if row.state != State.QUEUED and not resumed:
         return None
     row.state, row.worker, row.leased_until = State.RUNNING, uuid4(), now + LEASE
@@ -142,6 +143,12 @@ def _opened(folder: Path) -> Iterator[list[Upload[bytes]]]:
     """The folder's files, as uploads."""
     with ExitStack() as stack:
         yield [Upload(stack.enter_context(path.open("rb")), name=path.name) for path in sorted(folder.iterdir())]
+
+
+def _worked_on(row: Merge) -> bool:
+    """Whether somebody else works on it: is there, and has not been silent for too long."""
+    alive = Merge.objects.filter(pk=row.pk).exclude(over("leased_until", LEASE))
+    return alive.exists() and attended(row.pk)
 
 
 def _fail(row: Merge, finding: Finding) -> State:

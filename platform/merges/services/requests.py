@@ -27,7 +27,7 @@ from tenants.models import Tenant
 from webhooks.services import emit
 
 TASK = "jobs.tasks.run_merge"
-QUEUED = timedelta(minutes=10)  # after which a worker is asked again
+QUEUED = timedelta(minutes=10)  # after which a worker is asked again, though messages may wait
 MOST_SOURCES = 16
 
 

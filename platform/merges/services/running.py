@@ -11,12 +11,15 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
+from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from adapters.base import BaseSpec
@@ -27,12 +30,13 @@ from adapters.merge.combination import merge_adapters, open_part
 from adapters.merge.standalone import SHARD, Plan, plan_merge, seal, write
 from adapters.merge.verification import verify
 from adapters.store import Store
+from dispatch import SOON, at_work, deserted, idle, over
 from merges import folders
 from merges.models import Kind, Merge, State
 from merges.services import leases
 from merges.services.keeping import tidy_merges
 from merges.services.leases import Lease, Lost, NoRoom
-from merges.services.requests import QUEUED, enqueue
+from merges.services.requests import QUEUED, TASK, enqueue
 from registry.errors import SignatureRequired
 from tenants.errors import PlatformError
 
@@ -92,24 +96,40 @@ def run_merge(
     merge_id: UUID, others_wait: Callable[[], bool] = nobody_waits, *, seconds: float = SHIFT
 ) -> State | None:
     """Work on one merge; its state when this call settled it, None when it didn't. Repeatable."""
-    lease = leases.claim(merge_id)
-    if lease is None:
-        return None
-    try:
-        return _run(lease, seconds, others_wait)
-    except Lost:
-        tidy_merges()
-        return None
+    with at_work(merge_id):
+        lease = leases.claim(merge_id)
+        if lease is None:
+            return None
+        try:
+            return _run(lease, seconds, others_wait)
+        except Lost:
+            tidy_merges()
+            return None
 
 
 def resume_merges() -> int:
-    """Ask again for workers for merges that lost theirs. Returns how many."""
-    deserted = list(Merge.objects.deserted().values_list("pk", "state"))
-    for merge, state in deserted:
-        if state == State.QUEUED:  # a running one stays claimable
-            Merge.objects.filter(pk=merge, state=State.QUEUED).update(leased_until=timezone.now() + QUEUED)
+    """Ask again for workers for merges that never met one, or lost theirs. Returns how many."""
+    lost = {*_unclaimed(), *_unattended()}
+    for merge in lost:  # a running one stays claimable
+        Merge.objects.filter(pk=merge, state=State.QUEUED).update(leased_until=Now() + QUEUED)
         enqueue(merge)
-    return len(deserted)
+    return len(lost)
+
+
+def _unclaimed() -> list[UUID]:
+    """Merges whose message was lost; while messages wait, theirs may be among them."""
+    queued, late = Merge.objects.filter(state=State.QUEUED), over("leased_until", QUEUED)
+    if idle(TASK):
+        late |= Q(leased_until__lt=Now() + QUEUED - SOON)
+    return list(queued.filter(late).values_list("pk", flat=True))
+
+
+def _unattended() -> list[UUID]:
+    """Merges whose worker died, failed or hangs. What failed rests four times as long after each attempt."""
+    running = Merge.objects.filter(state=State.RUNNING)
+    hanging = running.filter(over("leased_until", leases.LEASE)).values_list("pk", flat=True)
+    rests = [Q(attempts__lte=n, leased_until__lt=Now() + leases.LEASE - SOON * 4 ** (n - 1)) for n in (1, 2, 3)]
+    return [*hanging, *deserted(running.filter(reduce(or_, rests)).values_list("pk", flat=True))]
 
 
 def _run(lease: Lease, seconds: float, others_wait: Callable[[], bool]) -> State | None:

@@ -35,7 +35,7 @@ from registry.services.uploads import (
     receive_file,
 )
 from registry.services.uses import note_use, used
-from registry.services.validation import revalidate_stale, validate_version
+from registry.services.validation import revalidate_stale, sweep_quarantine, validate_version
 from registry.services.versions import annotate_version, upload_version
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "revalidate_stale",
     "revoke_signing_key",
     "rollback_alias",
+    "sweep_quarantine",
     "unpin_version",
     "upload_version",
     "usage",

@@ -78,9 +78,14 @@ def collect(digest: str) -> bool:
     return True
 
 
+def collect_unheld() -> int:
+    """Collect what nobody holds, whose worker was not asked or died. Returns how many digests."""
+    return sum(collect(digest) for digest in list(Blob.objects.unheld().values_list("pk", flat=True)))
+
+
 def sweep() -> int:
     """Collect what no release led to, and the store's own left-overs. Returns how many digests."""
-    collected = sum(collect(digest) for digest in list(Blob.objects.unheld().values_list("pk", flat=True)))
+    collected = collect_unheld()
     with _store_alone() as alone:
         if alone:
             Store(settings.LORAYARD.store_url).sweep(older_than=ANNOUNCED.total_seconds())

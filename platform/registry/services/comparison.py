@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from django.conf import settings
 from django.core.cache import cache
@@ -20,7 +20,7 @@ from adapters.change import Adapter, compare
 from adapters.errors import AdapterError
 from adapters.limits import MIB
 from adapters.store import Store
-from dispatch import send
+from dispatch import at_work, attended, send
 from registry import quarantine
 from registry.errors import VersionNotReady
 from registry.models import STORED, Version
@@ -28,7 +28,8 @@ from registry.models import STORED, Version
 TASK = "jobs.tasks.work_out_comparison"
 AT_ONCE = 64 * MIB  # of both versions' files together
 KEPT = 24 * 3600  # seconds
-AGAIN = 300  # seconds after which a worker is asked once more
+AGAIN = 10  # seconds after which a worker is asked once more
+FAILED = 300  # seconds for which a failure is remembered
 DIGITS = 6
 
 
@@ -56,10 +57,14 @@ def work_out_comparison(first_id: UUID, second_id: UUID) -> None:
     if len(found) < len({first_id, second_id}):
         return
     first, second = found[first_id], found[second_id]
-    try:
-        cache.set(_key(first, second), _work_out(first, second), KEPT)
-    except AdapterError as error:
-        cache.set(_key(first, second), {"failed": str(error)}, AGAIN)
+    key = _key(first, second)
+    with at_work(name := uuid5(NAMESPACE_URL, key)):
+        if cache.get(key) is not None or attended(name):  # it was asked for again while it was worked out
+            return
+        try:
+            cache.set(key, _work_out(first, second), KEPT)
+        except AdapterError as error:
+            cache.set(key, {"failed": str(error)}, FAILED)
 
 
 def _content(first: Version, second: Version) -> dict[str, Any] | None:

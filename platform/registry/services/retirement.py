@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from audit.models import Action
 from audit.services import Actor, record
-from dispatch import send
+from dispatch import idle, long_ago, send
 from inference.client import EngineError
 from registry import engine
 from registry.errors import RollbackOpen, VersionNeeded, VersionNotReady
@@ -27,7 +27,8 @@ from registry.services.adapters import locked
 from webhooks.services import emit
 
 TASK = "jobs.tasks.release_version"
-OVERDUE = timedelta(minutes=1)
+OVERDUE = timedelta(seconds=10)  # in which a version is let go of, if it can be
+MOST_AT_ONCE = 20  # that are asked for together
 MOST_NAMED = 5  # of one table's rows that need a version
 
 
@@ -75,9 +76,14 @@ def release_version(version_id: UUID) -> bool:
 
 
 def release_overdue() -> int:
-    """Ask again for workers for versions whose release did not come to its end. Returns how many."""
-    overdue = Version.objects.unreleased().filter(changed_at__lt=timezone.now() - OVERDUE)
-    for version in (found := list(overdue.values_list("pk", flat=True))):
+    """Ask again for workers for versions whose release did not come to its end. Returns how many.
+
+    A few at a time and at random, so that those that can't be released now keep nobody waiting.
+    """
+    if not idle(TASK):
+        return 0
+    overdue = Version.objects.unreleased().filter(long_ago("changed_at", OVERDUE)).order_by("?")
+    for version in (found := list(overdue.values_list("pk", flat=True)[:MOST_AT_ONCE])):
         _enqueue(version)
     return len(found)
 

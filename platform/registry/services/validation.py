@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from uuid import UUID
 
 from django.db import DataError, transaction
-from django.db.models import F
-from django.utils import timezone
+from django.db.models import F, Q
+from django.db.models.functions import Now
 
 from adapters.base import same_model
 from adapters.confinement import Cell, Examined
@@ -22,12 +24,13 @@ from adapters.errors import Finding, Rejected
 from adapters.manifest import Manifest
 from audit.models import Action
 from audit.services import SYSTEM, record
+from dispatch import SOON, at_work, attended, deserted, idle, long_ago
 from registry import quarantine
 from registry.models import PENDING, BaseModel, State, Version
 from registry.services import blobs, quotas, signing
 from registry.services.adapters import locked
 from registry.services.aliases import name_stable
-from registry.services.versions import enqueue_validation
+from registry.services.versions import TASK, enqueue_validation
 from tenants.errors import FULL, QuotaExceeded
 from tenants.models import Tenant
 from tenants.services import hold
@@ -43,10 +46,16 @@ cell = Cell()
 
 
 def validate_version(version_id: UUID) -> State | None:
-    """Settle one version and return its state; None when it was settled already. Repeatable."""
-    version = _claim(version_id)
-    if version is None:
-        return None
+    """Settle one version and return its state; None when it was settled already, or another worker is at it.
+
+    Repeatable.
+    """
+    with at_work(version_id):
+        version = _claim(version_id)
+        return _settled(version) if version is not None else None
+
+
+def _settled(version: Version) -> State | None:
     try:
         if version.attempts > ATTEMPTS:
             raise Rejected.because("validation-failed", "Validation broke off again and again; tell the operator.")
@@ -56,32 +65,52 @@ def validate_version(version_id: UUID) -> State | None:
     except DataError:
         return _reject(version, (UNSTORABLE,))
     except (OSError, ValueError) as error:
-        if not Version.objects.pending().filter(pk=version_id).exists():
+        if not Version.objects.pending().filter(pk=version.pk).exists():
             return None  # another worker settled it and took the files away, or is about to
         if isinstance(error, OSError) and error.errno in FULL:
-            Version.objects.pending().filter(pk=version_id).update(attempts=F("attempts") - 1)  # the fault is not its
+            Version.objects.pending().filter(pk=version.pk).update(attempts=F("attempts") - 1)  # the fault is not its
         raise
 
 
 def revalidate_stale() -> int:
-    """Ask again for workers for versions that lost theirs; sweep what dead processes left. Returns how many."""
-    now = timezone.now()
-    stale = list(Version.objects.pending().filter(changed_at__lt=now - STALE).values_list("pk", flat=True))
-    for version in stale:
-        Version.objects.filter(pk=version).update(changed_at=now)
+    """Ask again for workers for versions that never met one, or lost theirs. Returns how many."""
+    lost = {*_unclaimed(), *_unattended()}
+    for version in lost:
+        Version.objects.filter(pk=version, state=State.UPLOADED).update(changed_at=Now())  # a begun one stays claimable
         enqueue_validation(version)
+    return len(lost)
+
+
+def sweep_quarantine() -> None:
+    """Remove what dead processes left there."""
     waiting = Version.objects.pending().values_list("pk", flat=True)
     quarantine.sweep(keep=waiting, older_than=FORGOTTEN.total_seconds())
-    return len(stale)
+
+
+def _unclaimed() -> list[UUID]:
+    """Versions whose message was lost; while messages wait, theirs may be among them."""
+    age = SOON if idle(TASK) else STALE
+    return list(Version.objects.filter(long_ago("changed_at", age), state=State.UPLOADED).values_list("pk", flat=True))
+
+
+def _unattended() -> list[UUID]:
+    """Versions whose worker died, failed or hangs. What failed rests four times as long after each attempt."""
+    begun = Version.objects.filter(state=State.VALIDATING)
+    hanging = begun.filter(long_ago("changed_at", STALE)).values_list("pk", flat=True)
+    rests = [Q(attempts__lte=n) & long_ago("changed_at", SOON * 4 ** (n - 1)) for n in range(1, ATTEMPTS)]
+    return [*hanging, *deserted(begun.filter(reduce(or_, rests)).values_list("pk", flat=True))]
 
 
 @transaction.atomic
 def _claim(version_id: UUID) -> Version | None:
-    """Move to validating, or count another attempt at it."""
-    changes = {"state": State.VALIDATING, "attempts": F("attempts") + 1, "changed_at": timezone.now()}
+    """Move to validating, or count another attempt at it where nobody else is at it, or has been for too long."""
+    changes = {"state": State.VALIDATING, "attempts": F("attempts") + 1, "changed_at": Now()}
     row = Version.objects.filter(pk=version_id)
     first = row.filter(state=State.UPLOADED).update(**changes) == 1
-    if not first and row.filter(state=State.VALIDATING).update(**changes) != 1:
+    begun = row.filter(state=State.VALIDATING)
+    if attended(version_id):
+        begun = begun.filter(long_ago("changed_at", STALE))
+    if not first and begun.update(**changes) != 1:
         return None
     version = row.select_related("adapter__tenant", "adapter__base_model").get()
     if first:
@@ -170,7 +199,7 @@ def _report(version: Version, findings: tuple[Finding, ...]) -> State | None:
 def _settle(version: Version, state: State, **content: object) -> bool:
     """Compare and set; the winner's commit takes the files out of quarantine."""
     pending = Version.objects.filter(pk=version.pk, state__in=PENDING)
-    won = pending.update(state=state, changed_at=timezone.now(), **content) == 1
+    won = pending.update(state=state, changed_at=Now(), **content) == 1
     if won:
         transaction.on_commit(lambda: quarantine.discard(version.pk), robust=True)
     return won
