@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from config.signs import Sign
+
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 FILES = 65_536
 
@@ -19,7 +21,8 @@ FILES = 65_536
 class Command:
     """A program and how it is run. `user` is a uid, None for our own.
 
-    `stop` asks the process for a clean end; `orphaned` is what it gets when its parent dies without a word.
+    `stop` asks the process for a clean end; `orphaned` is what it gets when its parent dies without a word. `sign`: how
+    it is seen to live; one that shows it no more hangs.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Command:
     user: int | None = None
     stop: signal.Signals = signal.SIGTERM
     orphaned: signal.Signals = signal.SIGKILL
+    sign: Sign | None = None
 
     @property
     def environment(self) -> dict[str, str]:

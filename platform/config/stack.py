@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from config.env import ROOT, Env
 from config.processes import Command
 from config.services import Postgres, Redis, Service
+from config.signs import Sign, answers_http, runs, speaks_http2
 
 DATABASE_CONNECTIONS = 16  # that the web process holds at most
 SERVICES = ("redis", "postgres")
+HANGS = 30.0  # seconds without a sign of life
+RUNS = Sign(runs, HANGS)
 STOP_ORDER = (("seed", "web", "worker", "rollouts", "background", "merges", "webhooks", "beat"), ("engine",), SERVICES)
 
 
@@ -50,7 +53,8 @@ class Stack:
             "dtype": env.dtype,
         }
         argv = [text for name, value in options.items() for text in (f"--{name}", value)]
-        return self._python("engine", "-m", "inference.server", *argv, OMP_WAIT_POLICY="passive")
+        sign = Sign(speaks_http2(env.engine_url), HANGS)
+        return self._python("engine", "-m", "inference.server", *argv, sign=sign, OMP_WAIT_POLICY="passive")
 
     @property
     def web(self) -> Command:
@@ -60,6 +64,7 @@ class Stack:
             OMP_NUM_THREADS="1",
             LORAYARD_DATABASE_ROLE=self.env.web_role,
             LORAYARD_DATABASE_POOL=str(self.env.database_pool or DATABASE_CONNECTIONS),
+            sign=Sign(answers_http(f"http://127.0.0.1:{self.env.port}/healthz"), HANGS),
         )
 
     @property
@@ -110,7 +115,7 @@ class Stack:
         )
         return self._python(name, *command, "--loglevel", "INFO", *options, OMP_NUM_THREADS="1")
 
-    def _python(self, name: str, *arguments: str, **environment: str) -> Command:
+    def _python(self, name: str, *arguments: str, sign: Sign = RUNS, **environment: str) -> Command:
         env = self.env
         told = {
             # As this process understood them, so that a child started elsewhere cannot understand them otherwise.
@@ -122,4 +127,4 @@ class Stack:
             "DJANGO_SETTINGS_MODULE": "config.settings",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        return Command(name, (sys.executable, *arguments), {**told, **environment}, cwd=ROOT)
+        return Command(name, (sys.executable, *arguments), {**told, **environment}, cwd=ROOT, sign=sign)

@@ -1,7 +1,8 @@
 """Keeps child processes running, by honcho's processes and printer. Knows commands; knows nothing of what they do.
 
-Two things are unlike honcho's own manager: a process that stops is started again after a pause instead of stopping the
-others, and the end has an order: what was started last is asked to stop first.
+Three things are unlike honcho's own manager: a process that stops is started again after a pause instead of stopping
+the others; one that hangs, which it is seen to by its command's sign, is killed and starts again; and the end has an
+order: what was started last is asked to stop first.
 """
 
 import logging
@@ -21,11 +22,14 @@ from honcho.printer import Message, Printer
 from honcho.process import Popen, Process
 
 from config.processes import Command, kill_group
+from config.signs import Sign
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between a stop and the next start, doubled every time
 SETTLED = 30.0  # seconds of life after which a stop counts as the first one again
 STARTS_BEFORE_READY = 2
 TICK = 0.1
+LOOK_EVERY = 2.0  # seconds between looks for a sign of life
+LOOKS = 3  # in vain that it takes at least: a supervisor that was itself stopped has seen none
 LOG_BYTES = 8 * 2**20
 
 
@@ -48,6 +52,7 @@ class Child:
     last_line: str = ""
     returncode: int | None = None
     once: bool = False
+    watch: "Watch | None" = None
 
     @property
     def popen(self) -> subprocess.Popen[bytes] | None:
@@ -59,6 +64,37 @@ class Child:
         if now - self.started_at > SETTLED:
             self.pause = FIRST_PAUSE
         self.due_at, self.pause = now + self.pause, min(2 * self.pause, LONGEST_PAUSE)
+
+
+class Watch:
+    """Looks for one process' sign of life, in a thread of its own, from its start to its end.
+
+    What has never shown it is starting, for as long as that takes: a model may be large.
+    """
+
+    def __init__(self, sign: Sign, pid: int) -> None:
+        self._sign = sign
+        self._pid = pid
+        self._over = threading.Event()
+        self._missed: list[float] = []  # the moments of looks in vain since it was seen last
+        self._began = False
+        threading.Thread(target=self._look, name="signs-of-life", daemon=True).start()
+
+    @property
+    def hangs(self) -> bool:
+        missed = self._missed
+        return len(missed) >= LOOKS and missed[-1] - missed[0] > self._sign.bound
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_EVERY):
+            began, seen = time.monotonic(), self._sign.seen(self._pid)
+            if seen:
+                self._began, self._missed = True, []
+            elif seen is False and self._began:
+                self._missed = [*(self._missed or [began]), time.monotonic()]
 
 
 class Supervisor:
@@ -110,12 +146,17 @@ class Supervisor:
             popen = child.popen
             if child.running and popen is not None and popen.poll() is not None:
                 kill_group(popen.pid)  # its own children would keep the pipe open, and hide that it stopped
+            elif child.running and popen is not None and child.watch is not None and child.watch.hangs:
+                self._end_hanging(child, popen)
             elif not child.running and not child.once and now >= child.due_at:
                 self._launch(child)
 
     def stop(self, waves: Sequence[Sequence[str]], grace: float) -> None:
         """Asks each wave of names to stop, in turn, and kills what is left of it after `grace` seconds."""
         self._stopping = True
+        for child in self._children.values():
+            if child.watch is not None:
+                child.watch.end()
         for wave in waves:
             children = [self._children[name] for name in wave if name in self._children]
             alive = [(child, child.popen) for child in children if child.popen and child.popen.poll() is None]
@@ -145,6 +186,15 @@ class Supervisor:
         reader.start()
         while child.popen is None and reader.is_alive():
             time.sleep(0.001)
+        if child.command.sign is not None and child.popen is not None:
+            child.watch = Watch(child.command.sign, child.popen.pid)
+
+    def _end_hanging(self, child: Child, popen: subprocess.Popen[bytes]) -> None:
+        assert child.watch is not None
+        child.watch.end()
+        child.watch = None
+        self.say(f"{child.command.name} shows no sign of life and is killed")
+        kill_group(popen.pid)
 
     def _read(self, child: Child) -> None:
         """The reader thread. It outlives the process, which is what `die_with_parent` needs."""
@@ -173,6 +223,9 @@ class Supervisor:
                 self._printer.write(message)
         elif message.type == "stop":
             child.running, child.returncode = False, message.data["returncode"]
+            if child.watch is not None:
+                child.watch.end()
+                child.watch = None
             child.back_off(time.monotonic())
             if self.loud and not child.once:
                 again = "" if self._stopping else f", starts again in {child.due_at - time.monotonic():.1f} s"

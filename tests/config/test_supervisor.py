@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from honcho.printer import Printer
 
 from config import supervisor
 from config.processes import Command
+from config.signs import Sign, runs
 from config.supervisor import ChildFailed, Supervisor
 
 FOREVER = "import time; time.sleep(600)"
@@ -131,12 +133,59 @@ def test_what_a_stopped_process_started_goes_with_it(running: Supervisor, tmp_pa
     assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
 
 
+def test_what_shows_no_sign_of_life_any_more_is_killed_and_starts_again(
+    running: Supervisor, said: StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.05)
+    for name in ("one", "two"):
+        running.start(replace(python(name, FOREVER), sign=Sign(runs, 0.5)))
+    first, other = pid(running, "one"), pid(running, "two")
+    until(running, lambda: has_shown(running, "one"))
+    os.kill(first, signal.SIGSTOP)
+    until(running, lambda: running._children["one"].starts == 2)
+    assert not psutil.pid_exists(first) or psutil.Process(first).status() == psutil.STATUS_ZOMBIE
+    assert pid(running, "two") == other
+    assert "one shows no sign of life" in said.getvalue()
+
+
+def has_shown(running: Supervisor, name: str) -> bool:
+    watch = running._children[name].watch
+    return watch is not None and watch._began
+
+
+def test_what_is_still_starting_is_given_its_time(running: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.01)
+    looks: list[int] = []
+
+    def never(number: int) -> bool:
+        looks.append(number)
+        return False
+
+    running.start(replace(python("one", FOREVER), sign=Sign(never, 0.0)))
+    until(running, lambda: len(looks) > 10)
+    assert running._children["one"].starts == 1
+
+
+def test_a_single_look_in_vain_ends_nobody(running: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.01)
+    looks: list[int] = []
+
+    def now_and_then(number: int) -> bool:
+        looks.append(number)
+        return len(looks) % 3 != 2
+
+    running.start(replace(python("one", FOREVER), sign=Sign(now_and_then, 0.0)))
+    until(running, lambda: len(looks) > 30)
+    assert running._children["one"].starts == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_nobody_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path[:0] = ['.', 'platform']
 from pathlib import Path
 from config.processes import Command
+from config.signs import Sign, runs
 from config.supervisor import Supervisor
 running = Supervisor(Path({str(tmp_path)!r}))
 running.start(Command('one', (sys.executable, '-c', {FOREVER!r})))
