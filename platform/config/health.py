@@ -5,8 +5,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 
 from django.conf import settings
 from django.db import connection
@@ -16,8 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
+from gateway import engine, lifespan
 from gateway.database import query
-from inference.client import EngineClient, EngineError, Stats, Tier
+from inference.client import EngineError, Stats, Tier
 from jobs.ticks import Watch
 
 PATIENCE = 3.0  # seconds that anything asked may take
@@ -44,13 +44,14 @@ async def live(_request: HttpRequest) -> HttpResponse:
 async def ready(request: HttpRequest) -> HttpResponse:
     """200 if all that is asked about is in order, else 503; each is named with "ok" or "down".
 
-    database, redis, engine: they answer. periodic: no periodic work is overdue; `overdue` names what is.
+    database, redis, engine: they answer, the first and the last on the gateway's own connections. gateway: a chat would
+    have to wait for nothing here. periodic: no periodic work is overdue; `overdue` names what is.
     """
     names = [name for name in PROBES if name not in request.GET.getlist("exclude")]
     answers = await asyncio.gather(*(_answers(PROBES[name]()) for name in names))
     states = {name: "ok" if up else "down" for name, up in zip(names, answers, strict=True)}
     up = all(answers)
-    late = {} if states.get("periodic", "ok") == "ok" else {"overdue": await _late()}
+    late = {} if states.get("periodic", "ok") == "ok" else {"overdue": WATCH.late}
     return JsonResponse(
         {"status": "ok" if up else "down", **states, **late},
         status=200 if up else 503,
@@ -60,11 +61,10 @@ async def ready(request: HttpRequest) -> HttpResponse:
 
 async def metrics(_request: HttpRequest) -> HttpResponse:
     """This process's metrics and the engine's, in Prometheus' text format. The engine's are absent while it is down."""
-    async with _client() as engine:
-        try:
-            stats = await engine.stats(timeout=PATIENCE)
-        except EngineError:
-            stats = None
+    try:
+        stats = await engine.client().stats(timeout=PATIENCE)
+    except EngineError:
+        stats = None
     remote = CollectorRegistry()
     remote.register(EngineCollector(stats))
     remote.register(PeriodicCollector(await _ages()))
@@ -164,29 +164,17 @@ async def _redis() -> bool:
 
 
 async def _engine() -> bool:
-    async with _client() as engine:
-        return await engine.healthy(timeout=PATIENCE)
+    return await engine.client().healthy(timeout=PATIENCE)
 
 
 async def _periodic() -> bool:
     return not await query(WATCH.overdue)
 
 
-async def _late() -> list[str]:
-    """What is overdue, where the database can say so."""
-    try:
-        return await asyncio.wait_for(query(WATCH.overdue), PATIENCE)
-    except Exception:  # it is named as down beside this
-        return []
-
-
-PROBES = {"database": _database, "redis": _redis, "engine": _engine, "periodic": _periodic}
-
-
-@asynccontextmanager
-async def _client() -> AsyncIterator[EngineClient]:
-    engine = EngineClient(settings.LORAYARD.engine_url, settings.LORAYARD.engine_secret)
-    try:
-        yield engine
-    finally:
-        await engine.close()
+PROBES = {
+    "database": _database,
+    "redis": _redis,
+    "engine": _engine,
+    "gateway": lifespan.prepared,
+    "periodic": _periodic,
+}

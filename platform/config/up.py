@@ -161,7 +161,7 @@ class Readiness:
             states = json.load(error)
         except OSError:
             return ["web"]
-        return [name for name in ("database", "redis", "engine") if states.get(name) != "ok"]
+        return [name for name in ("database", "redis", "engine", "gateway") if states.get(name) != "ok"]
 
 
 @contextlib.contextmanager

@@ -93,12 +93,20 @@ def context_of(base: BaseModel) -> int:
 
 
 async def warm(source: str) -> None:
-    """Loads a base model's tokenizer, so that no request has to wait for it."""
-    await lanes.run(lambda _: tokens.load(source))
+    """Loads a base model's tokenizer and runs its template, so that no request has to wait for either."""
+    await lanes.run(lambda _: _warmed(source))
 
 
 async def _known(base: BaseModel) -> Text:
     return await lanes.run(lambda _: tokens.load(base.source))
+
+
+def _warmed(source: str) -> None:
+    known = tokens.load(source)
+    known.encode(tokens.PROBE, special=True)
+    if known.tokenizer.chat_template:
+        known.encode_chat([{"role": "user", "content": tokens.PROBE}])
+        assert known.roles is not None  # they are found out by rendering
 
 
 def _chat(known: Text, turns: Sequence[Turn], param: str) -> list[int]:

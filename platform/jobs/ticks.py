@@ -41,6 +41,7 @@ class Watch:
     """What one process has seen of the ticks. Any of its threads may look."""
 
     def __init__(self) -> None:
+        self.late: list[str] = []  # at the last look
         self._lock = threading.Lock()
         self._seen: dict[str, Seen] = {}
         self._since = time.monotonic()
@@ -53,10 +54,10 @@ class Watch:
 
     def overdue(self) -> list[str]:
         """Kinds that should have been done long ago. Asks the database."""
-        if time.monotonic() - self._since < SLACK:
-            return []
-        waits = intervals()
-        return sorted(kind for kind, age in self.ages().items() if age > 2 * waits[kind] + SLACK)
+        waits, ages = intervals(), self.ages()
+        young = time.monotonic() - self._since < SLACK
+        self.late = [] if young else sorted(kind for kind, age in ages.items() if age > 2 * waits[kind] + SLACK)
+        return self.late
 
     def _age(self, kind: str, rows: Mapping[str, tuple[datetime, datetime]]) -> float:
         moment, (at, now) = time.monotonic(), rows.get(kind, (None, None))

@@ -1,13 +1,20 @@
 """/healthz, /readyz and /metrics, with the real three behind them."""
 
+import asyncio
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from django.conf import settings
 from django.test import AsyncClient
 
+from config import health
 from config.health import EngineCollector
+from gateway import engine as gateway_engine
+from gateway import lifespan
 from inference.client import Stats, Tier
 
 
@@ -16,6 +23,7 @@ def nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings that point to an engine and a Redis which are not there."""
     changed: Mapping[str, Any] = {"engine_url": "unix:/nowhere/engine.sock", "redis_url": "unix:///nowhere/redis.sock"}
     monkeypatch.setattr(settings, "LORAYARD", settings.LORAYARD.model_copy(update=changed))
+    monkeypatch.setattr(gateway_engine, "_clients", WeakKeyDictionary())  # the loop may have one of the real engine
 
 
 async def test_a_living_process_says_so_whatever_is_down(async_client: AsyncClient, nothing_else_runs: None) -> None:
@@ -26,14 +34,14 @@ async def test_a_living_process_says_so_whatever_is_down(async_client: AsyncClie
 @pytest.mark.django_db(transaction=True)
 async def test_ready_when_all_three_answer(async_client: AsyncClient, engine: str) -> None:
     answer = await async_client.get("/readyz?exclude=periodic")
-    assert answer.json() == {"status": "ok", "database": "ok", "redis": "ok", "engine": "ok"}
+    assert answer.json() == {"status": "ok", "database": "ok", "redis": "ok", "engine": "ok", "gateway": "ok"}
     assert answer.status_code == 200
 
 
 @pytest.mark.django_db(transaction=True)
 async def test_what_is_down_is_named(async_client: AsyncClient, nothing_else_runs: None) -> None:
     answer = await async_client.get("/readyz?exclude=periodic")
-    assert answer.json() == {"status": "down", "database": "ok", "redis": "down", "engine": "down"}
+    assert answer.json() == {"status": "down", "database": "ok", "redis": "down", "engine": "down", "gateway": "ok"}
     assert answer.status_code == 503
     assert answer["Retry-After"] == "1"
 
@@ -80,3 +88,37 @@ def test_steps_are_counted_by_the_adapters_in_their_batch() -> None:
         ("lorayard_engine_steps_total", "3"): 3,
         ("lorayard_engine_steps_by_rows_total", "2"): 7,
     }
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_gateway_that_would_have_to_load_its_tokenizer_first_is_not_ready(
+    async_client: AsyncClient, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PATIENCE", 1.0)
+    gate = asyncio.Event()
+
+    async def slow(_source: str) -> None:
+        await gate.wait()
+
+    monkeypatch.setattr("gateway.prompts.warm", slow)
+    monkeypatch.setattr(lifespan, "_warming", WeakKeyDictionary())
+    assert (await async_client.get("/readyz?exclude=periodic")).json()["gateway"] == "down"
+    gate.set()
+    async with asyncio.timeout(60):
+        while (await async_client.get("/readyz?exclude=periodic")).json()["gateway"] != "ok":
+            pass
+
+
+async def test_a_probe_that_says_nothing_is_not_waited_for(
+    async_client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PATIENCE", 0.2)
+    release = threading.Event()
+    monkeypatch.setattr(health, "_selects", lambda: release.wait(60))
+    began = time.monotonic()
+    try:
+        answer = await async_client.get("/readyz?exclude=periodic&exclude=gateway&exclude=engine&exclude=redis")
+        assert (answer.status_code, answer.json()["database"]) == (503, "down")
+        assert time.monotonic() - began < 30
+    finally:
+        release.set()

@@ -27,7 +27,7 @@ def told(tmp_path: Path, tiny_base_model: Path) -> dict[str, str]:
     }
 
 
-COMPONENTS = ("database", "redis", "engine", "periodic")
+COMPONENTS = ("database", "redis", "engine", "gateway", "periodic")
 KINDS = {
     "up": "manage.py up",
     "postgres": "bin/postgres -D",
