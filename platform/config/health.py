@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 
 from django.conf import settings
 from django.db import connection
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -57,6 +57,12 @@ async def ready(request: HttpRequest) -> HttpResponse:
         status=200 if up else 503,
         headers={"Cache-Control": "no-store"} | ({} if up else {"Retry-After": "1"}),
     )
+
+
+async def serving(request: HttpRequest) -> HttpResponse:
+    """`ready` without what `/v1` does without: whether a load balancer should send it requests."""
+    request.GET = QueryDict("exclude=redis&exclude=periodic")
+    return await ready(request)
 
 
 async def metrics(_request: HttpRequest) -> HttpResponse:

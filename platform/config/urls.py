@@ -16,7 +16,7 @@ handler500 = "config.failures.server_error"
 urlpatterns: list[URLPattern | URLResolver] = [
     path("healthz", health.live, name="healthz"),
     path("readyz", health.ready, name="readyz"),
-    path("health", health.ready, name="health"),  # as inference servers name it
+    path("health", health.serving, name="health"),  # as inference servers name it
     path("metrics", inspected(health.metrics), name="metrics"),
     path("v1/", include("registry.upload_urls")),
     path("v1/", include("gateway.urls")),

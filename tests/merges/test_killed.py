@@ -16,7 +16,8 @@ from audit.services import SYSTEM
 from dispatch import SOON
 from merges.models import Kind, Merge, State
 from merges.services import cancel_merge, resume_merges, run_merge, tidy_merges
-from merges.services.leases import ATTEMPTS, LEASE
+from merges.services.leases import ATTEMPTS
+from merges.services.requests import LEASE
 from registry.models import State as VersionState
 from registry.models import Version
 from registry.services import validate_version

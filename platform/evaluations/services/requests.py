@@ -80,7 +80,7 @@ def resume_evaluations() -> int:
 
 def waiting() -> list[tuple[UUID, UUID, float, datetime]]:
     """The evaluations that no worker has: each with its tenant's id and weight, and when it was requested."""
-    free = Evaluation.objects.pending().filter(Q(worker=None) | Q(leased_until__lt=timezone.now()))
+    free = Evaluation.objects.pending().filter(Q(worker=None) | over("leased_until", QUEUED))
     return list(free.values_list("pk", "tenant_id", "tenant__weight", "created_at"))
 
 

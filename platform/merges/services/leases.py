@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,12 +24,11 @@ from audit.services import SYSTEM, Actor, record
 from dispatch import attended, over
 from merges import folders
 from merges.models import KEPT, MOST_BYTES, Merge, State
-from merges.services.requests import bytes_kept, clear, enqueue, locked, tell
+from merges.services.requests import LEASE, bytes_kept, clear, enqueue, locked, tell
 from registry import quarantine
 from registry.services import upload_version
 from tenants.models import Tenant
 
-LEASE = timedelta(minutes=2)  # longer than anything takes that a merge does without a word
 ATTEMPTS = 5  # to take it up, each of which was broken off
 
 

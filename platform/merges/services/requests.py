@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Q, Sum
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from audit.models import Action
 from audit.services import Actor, record
-from dispatch import send
+from dispatch import SOON, deserted, over, send
 from merges import folders
 from merges.errors import MergeMalformed, MergeSettled, MergesTooLarge, MergeUnsigned, TooManyMerges
 from merges.models import MOST_BYTES, MOST_PENDING, PENDING, Kind, Merge, Method, State
@@ -27,6 +29,7 @@ from tenants.models import Tenant
 from webhooks.services import emit
 
 TASK = "jobs.tasks.run_merge"
+LEASE = timedelta(minutes=2)  # longer than anything takes that a merge does without a word
 QUEUED = timedelta(minutes=10)  # after which a worker is asked again, though messages may wait
 MOST_SOURCES = 16
 
@@ -107,8 +110,16 @@ def clear(merge: UUID) -> None:
 
 def waiting() -> list[tuple[UUID, UUID, float, datetime]]:
     """The merges that no worker has: each with its tenant's id and weight, and when it was requested."""
-    free = Merge.objects.filter(Q(state=State.QUEUED) | Q(state=State.RUNNING, leased_until__lt=timezone.now()))
+    free = Merge.objects.filter(Q(state=State.QUEUED) | Q(pk__in=unattended()))
     return list(free.values_list("pk", "tenant_id", "tenant__weight", "created_at"))
+
+
+def unattended() -> list[UUID]:
+    """Merges whose worker died, failed or hangs. What failed rests four times as long after each attempt."""
+    running = Merge.objects.filter(state=State.RUNNING)
+    hanging = running.filter(over("leased_until", LEASE)).values_list("pk", flat=True)
+    rests = [Q(attempts__lte=n, leased_until__lt=Now() + LEASE - SOON * 4 ** (n - 1)) for n in (1, 2, 3)]
+    return [*hanging, *deserted(running.filter(reduce(or_, rests)).values_list("pk", flat=True))]
 
 
 def enqueue(merge: UUID) -> None:

@@ -11,8 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -30,13 +29,13 @@ from adapters.merge.combination import merge_adapters, open_part
 from adapters.merge.standalone import SHARD, Plan, plan_merge, seal, write
 from adapters.merge.verification import verify
 from adapters.store import Store
-from dispatch import SOON, at_work, deserted, idle, over
+from dispatch import SOON, at_work, idle, over
 from merges import folders
 from merges.models import Kind, Merge, State
 from merges.services import leases
 from merges.services.keeping import tidy_merges
 from merges.services.leases import Lease, Lost, NoRoom
-from merges.services.requests import QUEUED, TASK, enqueue
+from merges.services.requests import QUEUED, TASK, enqueue, unattended
 from registry.errors import SignatureRequired
 from tenants.errors import PlatformError
 
@@ -109,7 +108,7 @@ def run_merge(
 
 def resume_merges() -> int:
     """Ask again for workers for merges that never met one, or lost theirs. Returns how many."""
-    lost = {*_unclaimed(), *_unattended()}
+    lost = {*_unclaimed(), *unattended()}
     for merge in lost:  # a running one stays claimable
         Merge.objects.filter(pk=merge, state=State.QUEUED).update(leased_until=Now() + QUEUED)
         enqueue(merge)
@@ -122,14 +121,6 @@ def _unclaimed() -> list[UUID]:
     if idle(TASK):
         late |= Q(leased_until__lt=Now() + QUEUED - SOON)
     return list(queued.filter(late).values_list("pk", flat=True))
-
-
-def _unattended() -> list[UUID]:
-    """Merges whose worker died, failed or hangs. What failed rests four times as long after each attempt."""
-    running = Merge.objects.filter(state=State.RUNNING)
-    hanging = running.filter(over("leased_until", leases.LEASE)).values_list("pk", flat=True)
-    rests = [Q(attempts__lte=n, leased_until__lt=Now() + leases.LEASE - SOON * 4 ** (n - 1)) for n in (1, 2, 3)]
-    return [*hanging, *deserted(running.filter(reduce(or_, rests)).values_list("pk", flat=True))]
 
 
 def _run(lease: Lease, seconds: float, others_wait: Callable[[], bool]) -> State | None:
