@@ -10,7 +10,8 @@ def queues() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for process in Stack(settings.LORAYARD).processes:
         if "--queues" in process.argv:
-            found.setdefault(process.argv[process.argv.index("--queues") + 1], []).append(process.name)
+            for queue in process.argv[process.argv.index("--queues") + 1].split(","):
+                found.setdefault(queue, []).append(process.name)
     return found
 
 
