@@ -3,6 +3,6 @@
 import subprocess
 import sys
 
-for name in ("kernels", "engine", "loading", "serving", "scheduling", "rollouts", "audit"):
+for name in ("kernels", "engine", "mixtures", "loading", "serving", "scheduling", "rollouts", "audit"):
     print(f"\n== benchmarks.{name}", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

@@ -44,9 +44,10 @@ STEP_TOKENS = 512  # the server's default
 
 
 class Ours:
-    """The engine without a server: the same scheduler, pools and runner, stepped here."""
+    """The engine without a server: the same scheduler, pools and runner, stepped here. `clock`: of decoding steps."""
 
-    def __init__(self, base: Path, folders: list[Path]) -> None:
+    def __init__(self, base: Path, folders: list[Path], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         slots = max(1, len(folders))
         self.model: Model = load(str(base), torch.device("cpu"), torch.float32, slots)
         self._folders = folders
@@ -62,10 +63,10 @@ class Ours:
         self._submit(rows, PROMPT, tokens + 8, adapters)
         while len(self._scheduler.running) < rows or any(s.remaining > 1 for s in self._scheduler.running):
             self._engine.step()
-        times = [time.perf_counter()]
+        times = [self._clock()]
         for _ in range(tokens):
             self._engine.step()
-            times.append(time.perf_counter())
+            times.append(self._clock())
         self._cancel()
         return gaps(times)
 

@@ -4,6 +4,7 @@ A step is what all rows wait for their next token: `step(rows, tokens)` gives th
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from benchmarks.workload import LINEARS, PROMPT, RANK, gaps
 
 
 class Peer:
-    """Transformers' model, in float32, with PEFT's adapters on it if there are any."""
+    """Transformers' model, in float32, with PEFT's adapters on it if there are any. `clock`: of decoding steps."""
 
-    def __init__(self, base: Path, folder: Path, adapters: int) -> None:
+    def __init__(self, base: Path, folder: Path, adapters: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._model: Any
         self._model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self._vocabulary: int = self._model.config.vocab_size
@@ -42,7 +44,7 @@ class Peer:
         times: list[float] = []
 
         def note(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            times.append(time.perf_counter())
+            times.append(self._clock())
             return torch.zeros(rows, dtype=torch.bool)
 
         self._model.generate(
