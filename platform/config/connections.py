@@ -48,17 +48,17 @@ class Lobby:
         self._idle: OrderedDict[Any, None] = OrderedDict()  # longest first
         self._spare: OrderedDict[Any, None] = OrderedDict()
 
-    def enter(self, connection: Any, address: str) -> bool:
-        """Whether there is room. If not, the connection is a spare one, of which the oldest makes way."""
+    def enter(self, connection: Any, address: str) -> int:
+        """The status for whom there is no room, else 0. Without room it is a spare one; the oldest makes way."""
         crowded = self._of[address] >= self._per_address and not self._is_trusted(address)
         if crowded and not self._end_idle(address):
-            return self._put_aside(connection)
+            return self._put_aside(connection, 429)
         if len(self._address) >= self._limit and not self._end_idle(None):
-            return self._put_aside(connection)
+            return self._put_aside(connection, 503)
         self._address[connection] = address
         self._of[address] += 1
         self._idle[connection] = None
-        return True
+        return 0
 
     def leave(self, connection: Any) -> None:
         self._spare.pop(connection, None)
@@ -85,12 +85,12 @@ class Lobby:
                 return True
         return False
 
-    def _put_aside(self, connection: Any) -> bool:
+    def _put_aside(self, connection: Any, status: int) -> int:
         while len(self._spare) >= SPARE:
             oldest, _ = self._spare.popitem(last=False)
             oldest.transport.abort()
         self._spare[connection] = None
-        return False
+        return status
 
     def _is_trusted(self, address: str) -> bool:
         return bool(address) and any(ip_address(address) in network for network in self._trusted)
@@ -111,14 +111,14 @@ class Connection(HttpToolsProtocol):
     _head: asyncio.TimerHandle | None = None
     _begun = False  # part of a head has come
     _head_bytes = 0
-    _admitted = True
+    _turned_away = 0  # the status for all but probes, where there is no room
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         _hold_back(transport)
-        self._admitted = lobby().enter(self, _host(self.client))
-        if not self._admitted:
-            self.app = _Full(self.app)
+        self._turned_away = lobby().enter(self, _host(self.client))
+        if self._turned_away:
+            self.app = _Full(self.app, self._turned_away)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,10 +154,10 @@ class Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._stop_waiting()
         lobby().leave(self)
-        if self._admitted:
-            super().handle_websocket_upgrade()
+        if self._turned_away:
+            self._refuse(self._turned_away, FULL[self._turned_away])
         else:
-            self._refuse(503, FULL)
+            super().handle_websocket_upgrade()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that has sent its last word may still be listening, and gets its answer."""
@@ -228,24 +228,29 @@ class Socket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
 
-FULL = "This server holds as many connections as it can, or as it holds of one address. Try again soon."
+FULL = {
+    429: "This server holds as many connections of your address as it may. Close some, or try again soon.",
+    503: "This server holds as many connections as it can. Try again soon.",
+}
 
 
 class _Full:
     """The application for who has no place: probes are answered, all else is told to come back later."""
 
-    def __init__(self, application: Application) -> None:
-        self._application = application
+    def __init__(self, application: Application, status: int) -> None:
+        self._application, self._status = application, status
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"] in PROBES:
             await self._application(scope, receive, send)
             return
-        await send({"type": "http.response.start", "status": 503, "headers": _headers(503)})
-        await send({"type": "http.response.body", "body": _body(503, FULL)})
+        status = self._status
+        await send({"type": "http.response.start", "status": status, "headers": _headers(status)})
+        await send({"type": "http.response.body", "body": _body(status, FULL[status])})
 
 
-CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections"}
+CODES = {408: "request_timeout", 429: "too_many_connections", 431: "headers_too_large", 503: "too_many_connections"}
+KINDS = {429: "rate_limit_error", 503: "server_error"}
 
 
 def _hold_back(transport: asyncio.Transport) -> None:
@@ -256,12 +261,12 @@ def _hold_back(transport: asyncio.Transport) -> None:
 
 
 def _headers(status: int) -> list[tuple[bytes, bytes]]:
-    later = [(b"retry-after", b"1")] if status == 503 else []
+    later = [(b"retry-after", b"1")] if status in FULL else []
     return [(b"content-type", b"application/json"), (b"connection", b"close"), *later]
 
 
 def _body(status: int, message: str) -> bytes:
-    kind = "server_error" if status == 503 else "invalid_request_error"
+    kind = KINDS.get(status, "invalid_request_error")
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": CODES[status]}}).encode()
 
 

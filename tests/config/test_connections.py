@@ -197,9 +197,11 @@ async def test_who_comes_when_all_places_are_taken_by_idle_ones_takes_the_oldest
         assert b"200 OK" in await said(idle[2])
 
 
-@pytest.mark.parametrize("bounds", [(3, 100), (100, 3)], ids=["of the process", "of an address"])
+@pytest.mark.parametrize(
+    ("bounds", "status"), [((3, 100), 503), ((100, 3), 429)], ids=["of the process", "of an address"]
+)
 async def test_beyond_the_bound_probes_are_answered_and_others_told_to_come_later(
-    application: Small, lobby: Serve, bounds: tuple[int, int]
+    application: Small, lobby: Serve, bounds: tuple[int, int], status: int
 ) -> None:
     lobby(*bounds)
     application.open.clear()
@@ -207,13 +209,13 @@ async def test_beyond_the_bound_probes_are_answered_and_others_told_to_come_late
         busy = [await connect(port, GET) for _ in range(3)]
         await asyncio.sleep(0.1)
         refused = await asked(port)
-        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert refused.startswith(f"HTTP/1.1 {status} ".encode())
         assert b"retry-after: 1" in refused
         assert (
             json.loads(refused.partition(b"\r\n\r\n")[2].split(b"\r\n")[1])["error"]["code"] == "too_many_connections"
         )
         upgrade = GET.replace(b"Host", b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nHost")
-        assert b"503" in await said(
+        assert str(status).encode() in await said(
             await connect(port, upgrade.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\n\r\n"))
         )
         probe = asyncio.create_task(asked(port, PROBE))
@@ -248,13 +250,13 @@ def test_an_address_takes_the_place_of_its_own_idle_one_alone() -> None:
 
     lobby = Lobby(limit=10, per_address=2)
     stranger, *own = [Idle() for _ in range(4)]
-    assert lobby.enter(stranger, "10.0.0.1")
-    assert all(lobby.enter(one, "10.0.0.2") for one in own)
+    assert not lobby.enter(stranger, "10.0.0.1")
+    assert not any(lobby.enter(one, "10.0.0.2") for one in own)
     assert [one.closed for one in (stranger, *own)] == [False, True, False, False]
     for one in own:
         lobby.busy(one)
-    assert not lobby.enter(Idle(), "10.0.0.2")
-    assert lobby.enter(Idle(), "10.0.0.1")
+    assert lobby.enter(Idle(), "10.0.0.2") == 429
+    assert not lobby.enter(Idle(), "10.0.0.1")
 
 
 def test_a_trusted_proxy_may_bring_more_than_one_address() -> None:
@@ -263,7 +265,7 @@ def test_a_trusted_proxy_may_bring_more_than_one_address() -> None:
     lobby = Lobby(limit=10, per_address=1, trusted=[ip_network("10.0.0.0/8")])
     for _ in range(3):
         one: Any = object()
-        assert lobby.enter(one, "10.0.0.2")
+        assert not lobby.enter(one, "10.0.0.2")
         lobby.busy(one)
 
 
