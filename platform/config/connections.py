@@ -24,6 +24,7 @@ from config.edges import PROBES, Network
 
 HEAD_SECONDS = 15.0  # from a request's first byte, or a connection's beginning, to the head's end
 MAX_HEAD = 64 * 1024  # bytes
+LINGER = 2.0  # seconds that who is refused has to hear it
 SPARE = 64  # connections beyond the limit, where probes are answered and all others told to come back later
 UNSENT = (
     16 * 1024
@@ -110,6 +111,7 @@ class Connection(HttpToolsProtocol):
 
     _head: asyncio.TimerHandle | None = None
     _begun = False  # part of a head has come
+    _refused = False  # what still comes is read and dropped
     _head_bytes = 0
     _turned_away = 0  # the status for all but probes, where there is no room
 
@@ -127,6 +129,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if self.cycle is None or self.cycle.response_complete:
             self._await_head()
         super().data_received(data)
@@ -205,13 +209,15 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answers in the place of an application, and hangs up."""
-        if self.transport.is_closing():
+        """Answers in the place of an application, and hangs up; not at once, lest a reset outrun the answer."""
+        if self.transport.is_closing() or self._refused:
             return
+        self._refused = True
         headers = [*_headers(status), (b"content-length", str(len(_body(status, message))).encode())]
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *(b": ".join(pair) for pair in headers)]
         self.transport.write(b"\r\n".join([*lines, b"", _body(status, message)]))
-        self.transport.close()
+        self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.close)
 
 
 class Socket(WebSocketsSansIOProtocol):

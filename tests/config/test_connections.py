@@ -276,13 +276,13 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(pace, "WINDOW", 0.4)
     async with serving(Bounded(application) if plane == "management" else GatewayHandler()) as port:
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1000\r\n\r\nx"
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
         streams = await connect(port, head)
         dripping = asyncio.create_task(drip(streams[1]) if drops else asyncio.sleep(0))
-        answer = await said(streams)
+        async with asyncio.timeout(SOON):
+            answer = await streams[0].readuntil(b"request_timeout")
         dripping.cancel()
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"request_timeout" in answer
 
 
 async def test_a_body_that_comes_fast_enough_is_read_however_long_it_takes(
