@@ -67,7 +67,7 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
     model = await asyncio.to_thread(
         load, arguments.model, device, choose_dtype(arguments.dtype, device), arguments.slots
     )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = tokenizer_of(arguments.model)
     service = Service(ending(model, tokenizer), tokenizer.backend_tokenizer, arguments)
     server = grpc.aio.server(interceptors=[Guard(secret)], options=wire.SERVER_OPTIONS)
     engine_pb2_grpc.add_EngineServicer_to_server(service, server)  # type: ignore[no-untyped-call]
@@ -82,6 +82,15 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
     await asyncio.to_thread(service.stop)
     if broken:
         raise EngineBroken
+
+
+def tokenizer_of(source: str) -> Any:
+    """Raises BaseModelUnsupported for one that only Python can run: it can't tell one token's bytes from the next's."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        kind = type(tokenizer).__name__
+        raise BaseModelUnsupported(f"{source}: its tokenizer ({kind}) has no tokenizer.json, by which text is served.")
+    return tokenizer
 
 
 def ending(model: Model, tokenizer: Any) -> Model:

@@ -1,6 +1,7 @@
 """The engine as its callers meet it: a process, gRPC, real adapters in a real store."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from adapters.errors import BaseModelUnsupported
 from adapters.store import Store
 from inference import server
 from inference.client import (
@@ -189,6 +191,14 @@ def test_answers_end_where_the_model_its_tokenizer_or_its_template_says(tiny_bas
     model = load(str(tiny_base_model), torch.device("cpu"), torch.float32, 1)
     ends = server.ending(model, tokenizer).stops
     assert ends == {*tokenizer.convert_tokens_to_ids(["<|end|>", "<|start|>", "<turn>"])}
+
+
+def test_a_tokenizer_that_is_no_tokenizer_json_is_refused(tmp_path: Path) -> None:
+    config = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 0}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(BaseModelUnsupported, match=r"ByT5Tokenizer.*tokenizer\.json"):
+        server.tokenizer_of(str(tmp_path))
 
 
 async def test_a_seed_repeats_an_answer(client: EngineClient) -> None:
