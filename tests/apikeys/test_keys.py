@@ -370,3 +370,12 @@ def test_the_command_prints_the_key_and_nothing_else(acme: Tenant, capsys: pytes
         call_command("create_key", "no-such")
     with pytest.raises(CommandError, match="stands alone"):
         call_command("create_key", "acme", "--scope", "platform")
+
+
+def test_the_command_gives_a_confined_key_all_that_such_a_key_can_hold(
+    acme: Tenant, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_command("create_key", "acme", "--adapter", "support")
+    key = verify(capsys.readouterr().out.strip())
+    assert key is not None
+    assert (set(key.scopes), key.adapters) == (set(CONFINABLE), ["support"])

@@ -7,7 +7,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from apikeys.models import Scope
+from apikeys.models import CONFINABLE, Scope
 from apikeys.services import issue
 from audit.services import SYSTEM
 from tenants.errors import PlatformError
@@ -21,13 +21,13 @@ class Command(BaseCommand):
         parser.add_argument("tenant", nargs="?", help="slug; left out, the key is an operator's")
         parser.add_argument("--name", default="command line")
         parser.add_argument(
-            "--scope", action="append", choices=Scope.values, help="repeatable; default: all of a tenant's"
+            "--scope", action="append", choices=Scope.values, help="repeatable; default: all that it can hold"
         )
         parser.add_argument("--adapter", action="append", default=[], help="repeatable; default: all of the tenant's")
         parser.add_argument("--days", type=float, help="days until it expires; default: never")
 
     def handle(self, *args: Any, tenant: str | None, name: str, **options: Any) -> None:
-        scopes = options["scope"] or _default_scopes(tenant)
+        scopes = options["scope"] or _default_scopes(tenant, options["adapter"])
         days = options["days"]
         try:
             _, plaintext = issue(
@@ -47,5 +47,7 @@ class Command(BaseCommand):
         self.stdout.write(plaintext)
 
 
-def _default_scopes(tenant: str | None) -> list[str]:
-    return [scope for scope in Scope.values if (scope == Scope.PLATFORM) == (tenant is None)]
+def _default_scopes(tenant: str | None, adapters: list[str]) -> list[str]:
+    """All that such a key can hold."""
+    scopes = [scope for scope in Scope if not adapters or scope in CONFINABLE]
+    return [scope.value for scope in scopes if (scope == Scope.PLATFORM) == (tenant is None)]
