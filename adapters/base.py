@@ -29,8 +29,8 @@ class BaseSpec:
     `transposed`: the linears that keep their weight as [in, out] (GPT-2's Conv1D). Of a mixture, `experts` maps every
     parameter that holds its experts' matrices, those of one module together and in its order; `routers` every module
     that chooses experts by a weight of its own to that weight's shape; `fused` what target_modules may still call by
-    its older name to the parameter that PEFT takes it for; `moved` expressions for parts of modules' older names to
-    what those are now. `renamings`: how PEFT renames tensors of adapters for it that earlier Transformers named.
+    its older name to the parameter that PEFT takes it for. `renamings`: how PEFT renames tensors of adapters for it
+    that earlier Transformers named.
     """
 
     architecture: str
@@ -46,7 +46,6 @@ class BaseSpec:
     experts: Mapping[str, Experts] = field(default_factory=dict)
     routers: Shapes = field(default_factory=dict)
     fused: Mapping[str, str] = field(default_factory=dict)
-    moved: Mapping[str, str] = field(default_factory=dict)
     renamings: tuple[Renaming, ...] = ()
 
     @cached_property
@@ -78,7 +77,6 @@ class BaseSpec:
             "experts": {name: {**asdict(e), "parts": list(e.parts)} for name, e in self.experts.items()},
             "routers": {name: list(shape) for name, shape in self.routers.items()},
             "fused": dict(self.fused),
-            "moved": dict(self.moved),
             "renamings": [[pattern, target, list(scopes)] for pattern, target, scopes in self.renamings],
         }
 
@@ -140,7 +138,6 @@ def specify(model: Any) -> BaseSpec:
         experts=mixtures.experts(model),
         routers=mixtures.routers(model),
         fused=mixtures.fused(model),
-        moved=mixtures.moved(model),
         renamings=renamings(model),
     )
 

@@ -79,15 +79,6 @@ def fused(model: Any) -> dict[str, str]:
     return {"gate": "gate.weight"} | {part: own for own, names in parts.items() for part in names}
 
 
-def moved(model: Any) -> dict[str, str]:
-    """Expressions for parts of names that a mixture's modules had in older versions of Transformers, to today's."""
-    from transformers.core_model_loading import WeightRenaming
-
-    rules = _rules(model) if any(True for _ in _modules(model)) else ()
-    renamings = [rule for rule in rules if type(rule) is WeightRenaming and ".weight" not in rule.source_patterns[0]]
-    return {rule.source_patterns[0]: rule.target_patterns[0] for rule in renamings}
-
-
 def _modules(model: Any) -> Iterator[tuple[str, Any]]:
     """Those that say how they compute (`use_experts_implementation`), and do so in the plain way: gate and up joined
     in one parameter, no biases, no norm of their own."""

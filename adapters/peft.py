@@ -6,7 +6,6 @@ match and serve the rest; here that is a refusal.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
@@ -194,13 +193,7 @@ def _by_key(header: Header, wanted: Mapping[Key, Wanted], base: BaseSpec, findin
 
 def _key(name: str, base: BaseSpec) -> Key | None:
     """What a tensor is, in the base's own words."""
-    key = parse(loaded(name, base.renamings))
-    if key is None:
-        return None
-    module = key.module
-    for older, now in base.moved.items():
-        module = re.sub(older, now, module)
-    return Key(module, key.part)
+    return parse(loaded(name, base.renamings))
 
 
 def _unmatched(
