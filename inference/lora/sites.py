@@ -76,10 +76,11 @@ class Sites:
     def tables(self) -> dict[str, Table]:
         return {name: linear.table for name, linear in self._linears.items()}
 
-    def pack(self, run: Callable[[], object]) -> None:
+    def pack(self, run: Callable[[], object], rows: int) -> frozenset[str]:
         """Compute linears that read the same x, as the forward pass `run` shows, in one call; on a CPU, each in one.
 
-        `run` is over several rows of which one is sampled: what sees one row alone sees the sampled ones.
+        `run` is over `rows` rows of which one is sampled: what sees one row alone sees the sampled ones. Returns the
+        linears that see neither: they stay the model's own, since no segments say whose rows theirs are.
         """
         read: list[tuple[Tensor, LoraLinear]] = []
 
@@ -94,13 +95,18 @@ class Sites:
         run()
         for hook in hooks:
             hook.remove()
-        for group in _together(read):
+        strange = {linear for x, linear in read if x.numel() // x.shape[-1] not in (1, rows)}
+        names = frozenset(name for name, linear in self._linears.items() if linear in strange)
+        for name in names:
+            self._model.set_submodule(name, self._linears.pop(name).linear)
+        for group in _together([each for each in read if each[1] not in strange]):
             _unite(group)
         for name, linear in self._linears.items():
             if linear.siblings is None:
                 _unite([linear])
             if linear.siblings is not None:
                 self.frozen.unpack(f"{name}.weight", linear)
+        return names
 
     def install(self, slot: int, weights: AdapterWeights) -> None:
         """Make a slot's rows use these weights. The slot must be empty."""

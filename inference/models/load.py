@@ -1,7 +1,7 @@
 """Knows how to bring a causal language model up: Transformers builds it, our attention and linears go in."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from inference.models.proof import ask, prove, refusing
 
 LAYERS = frozenset({"full_attention", "sliding_attention"})
 """The kinds that the paged attention computes; of any other it would hide and show the wrong keys, silently."""
+
+MEASURED = 2  # tokens of a pass that shows how a model's parts are called
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -86,10 +88,11 @@ def equip(network: PreTrainedModel, spec: BaseSpec, device: torch.device, dtype:
     model = Model(network, spec, cache, Sites(network, slots, spec), _stops(network), device, dtype)
     with torch.inference_mode(), model.current():
         fuse(network, lambda: _measure(model))
-        model.sites.pack(lambda: _measure(model))
+        strange = model.sites.pack(lambda: _measure(model), MEASURED)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what joined weights have left behind counts as taken
-    return model
+    linears = {name: shape for name, shape in spec.linears.items() if name not in strange}
+    return replace(model, spec=replace(spec, linears=linears, transposed=spec.transposed - strange))
 
 
 def _refuse_layers(network: PreTrainedModel) -> None:
@@ -102,10 +105,10 @@ def _refuse_layers(network: PreTrainedModel) -> None:
 
 
 def _measure(model: Model) -> None:
-    """One pass over two tokens, of which one is sampled; it shows every layer's cache to be ours."""
-    two = torch.zeros(2, dtype=torch.int64, device=model.device)
+    """One pass over some tokens, of which one is sampled; it shows every layer's cache to be ours."""
+    tokens = torch.zeros(MEASURED, dtype=torch.int64, device=model.device)
     model.cache.shapes.clear()
-    model.logits(two, torch.arange(2, device=model.device), two[:1])
+    model.logits(tokens, torch.arange(MEASURED, device=model.device), tokens[:1])
     layers = model.network.config.get_text_config().num_hidden_layers
     if len(model.cache.shapes) != layers:
         raise UnservedModel(

@@ -168,7 +168,29 @@ class BoundedForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-for made in (ShiftedForCausalLM, BoundedForCausalLM):
+class DoubledConfig(LlamaConfig):  # type: ignore[no-untyped-call]
+    model_type = "doubled_llama"
+
+
+class DoubledMlp(LlamaMLP):
+    """Sees every row twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(torch.cat([x, 0.5 * x])).sum(0, keepdim=True)  # type: ignore[no-untyped-call]
+        return y
+
+
+class DoubledForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
+    config_class = DoubledConfig
+
+    def __init__(self, config: DoubledConfig) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = DoubledMlp(config)  # type: ignore[no-untyped-call]
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+for made in (ShiftedForCausalLM, BoundedForCausalLM, DoubledForCausalLM):
     AutoConfig.register(made.config_class.model_type, made.config_class, exist_ok=True)
     AutoModelForCausalLM.register(made.config_class, made, exist_ok=True)
 
@@ -184,6 +206,25 @@ def test_a_linear_with_a_forward_of_its_own_keeps_it_and_takes_lora_as_in_peft(w
         answers, logits = base.answers_and_logits(adapter if name else None, prompts, TOKENS)
         assert [driver.tokens(sequence)] == answers
         assert distance(driver.logits(sequence), logits[0]) < 1e-4
+
+
+def test_an_adapter_is_refused_where_no_segments_say_whose_rows_are_whose(workshop: Any) -> None:
+    """The base is served, and so is an adapter on everything else."""
+    base = workshop.base("doubled_llama")
+    targets = {"beside": ["q_proj"], "there": ["q_proj", "up_proj"]}
+    adapters = {name: workshop.adapter(base, name, r=4, lora_alpha=8, target_modules=t) for name, t in targets.items()}
+    prompt = workshop.prompt(20)
+    driver = workshop.engine(base, adapters)
+    asked = {name: driver.submit(prompt, name, max_tokens=TOKENS) for name in ("", *adapters)}
+    driver.run()
+    for name in ("", "beside"):
+        answers, logits = base.answers_and_logits(adapters.get(name), [prompt], TOKENS)
+        assert [driver.tokens(asked[name])] == answers
+        assert distance(driver.logits(asked[name]), logits[0]) < 1e-4
+    ended = driver.ended(asked["there"])
+    assert ended is not None
+    assert ended.error is not None
+    assert driver.tokens(asked["there"]) == []
 
 
 def test_a_model_whose_rows_look_at_their_neighbours_is_refused(workshop: Any) -> None:
