@@ -50,6 +50,10 @@ logger = logging.getLogger(__name__)
 JSON = "application/json"
 ENDPOINTS = ("chat/completions", "completions", "responses", "models", "feedback", "files", "uploads")  # under /v1/
 
+OVERFLOWED = (
+    "The model's output for this request is not finite, so there is no answer. If the model is an adapter, its weights "
+    "overflow: serve another version of it."
+)
 UNAVAILABLE: dict[type[EngineError], str] = {
     AdapterMissing: "This model's files cannot be found. Try again later.",
     AdapterUnavailable: "This model cannot be loaded now. Try again soon.",
@@ -202,8 +206,10 @@ class ServerError(ApiError):
     type = "server_error"
     default_code = "internal_error"
 
-    def __init__(self) -> None:
-        super().__init__("The server had an error while processing your request.")
+    def __init__(
+        self, message: str = "The server had an error while processing your request.", *, code: str | None = None
+    ) -> None:
+        super().__init__(message, code=code)
 
 
 class Unavailable(ApiError):
@@ -251,6 +257,8 @@ def _from_engine(error: EngineError) -> ApiError:
             return Busy("The engine has more requests than it can queue. Try again soon.", error.retry_after)
         case AdapterMissing() | AdapterUnavailable() | EngineDown():
             return Unavailable(UNAVAILABLE[type(error)], error.retry_after, code=error.code)
+        case NonFinite():
+            return ServerError(OVERFLOWED, code=error.code)
     logger.error("the engine failed: %s", error.message)
     return ServerError()
 

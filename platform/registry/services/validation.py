@@ -27,7 +27,7 @@ from audit.services import SYSTEM, record
 from dispatch import SOON, at_work, attended, deserted, idle, long_ago
 from registry import quarantine
 from registry.models import PENDING, BaseModel, State, Version
-from registry.services import blobs, quotas, signing
+from registry.services import blobs, quotas, signing, trial
 from registry.services.adapters import locked
 from registry.services.aliases import name_stable
 from registry.services.versions import TASK, enqueue_validation
@@ -145,7 +145,10 @@ def _store(version: Version, examined: Examined, work: Path) -> State | None:
     blobs.announce(manifest)
     try:
         with transaction.atomic():
-            return _accept(version, examined, blobs.put(work))
+            blobs.put(work)  # for the engine to read; again below, under the lock that the acceptance needs
+        tried = replace(examined, notes=(*examined.notes, *trial.try_out(version, manifest.digest)))
+        with transaction.atomic():
+            return _accept(version, tried, blobs.put(work))
     except Rejected:
         blobs.retract(manifest.digest)
         raise
