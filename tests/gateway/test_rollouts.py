@@ -13,6 +13,7 @@ import httpx
 import psycopg
 import pytest
 
+from adapters.store import Store
 from config import env, processes
 from config.stack import Stack
 from inference.client import EngineClient
@@ -36,10 +37,29 @@ def owner(
     _, key = platform.tenant("gate-rollouts")
     mild: dict[str, Any] = {"targets": ("q_proj", "v_proj"), "scale": 8.0}
     wild = {"targets": ("gate_proj", "up_proj"), "scale": 1e30}  # whose products are infinite
-    for seed, kind in ((21, mild), (22, mild), (23, mild), (24, wild)):
-        folder = tmp_path_factory.mktemp("desk") / str(seed)
-        upload(key, "desk", make_adapter(folder, base_model_folder, rank=4, seed=seed, **kind))
+    folders = {seed: tmp_path_factory.mktemp("desk") / str(seed) for seed in (21, 22, 23, 24)}
+    for seed, folder in folders.items():
+        make_adapter(folder, base_model_folder, rank=4, seed=seed, **(wild if seed == 24 else mild))
+    for seed in (21, 22, 23):
+        upload(key, "desk", folders[seed])
+    put_in(platform, "gate-rollouts", folders[24])
     return Customer(platform.url, "gate-rollouts", key)
+
+
+def put_in(platform: Any, tenant: str, folder: Path) -> None:
+    """Make a ready `desk` v4 of files that no validation has tried, as of a release that tried none."""
+    digest = Store(platform.environment["LORAYARD_STORE_URL"]).put(folder).digest
+    kept = ", ".join(("findings", "summary", "size", "attempts", "signature", "uploader", "notes", "metrics"))
+    insert = f"""
+        INSERT INTO registry_version (id, adapter_id, number, digest, state, {kept}, created_at, changed_at)
+        SELECT gen_random_uuid(), adapter_id, 4, %s, state, {kept}, now(), now() FROM registry_version
+        WHERE number = 3 AND adapter_id = (
+            SELECT a.id FROM registry_adapter a JOIN tenants_tenant t ON t.id = a.tenant_id
+            WHERE a.name = 'desk' AND t.slug = %s
+        )
+    """
+    with psycopg.connect(platform.environment["DATABASE_URL"]) as database:
+        database.execute(insert.encode(), [digest, tenant])
 
 
 @pytest.fixture
