@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,25 @@ def test_a_killed_engine_is_told_everywhere_and_met_again_after_its_restart(frag
 
     fragile.start_engine()
     assert ask(fragile, base_name).choices
+
+
+def test_of_a_call_whose_engine_was_killed_all_that_had_come_is_counted(
+    fragile: Fragile, platform: Any, base_name: str
+) -> None:
+    name = f"test-{uuid.uuid4().hex}"
+    options: Any = {"extra_body": {"ignore_eos": True}, "extra_headers": {"x-request-id": name}, "logprobs": True}
+    stream = ask(fragile, base_name, stream=True, n=4, max_tokens=450, **options)
+    received = [next(stream) for _ in range(30)]
+    fragile.kill_engine()
+    with pytest.raises(openai.APIError):
+        received.extend(stream)
+    tokens = sum(len(choice.logprobs.content) for chunk in received for choice in chunk.choices if choice.logprobs)
+    fragile.start_engine()
+    query = "SELECT * FROM metering_call WHERE request_id = %s AND outcome <> 'open'"
+    wait_for(lambda: platform.rows(query, name), 10, "the call's end")
+    (call,) = platform.rows(query, name)
+    assert (call["outcome"], call["code"]) == ("failed", "engine_down")
+    assert 0 < tokens <= call["completion"] < 4 * 450
 
 
 def test_an_adapter_whose_files_are_gone_is_503_and_the_base_still_answers(fragile: Fragile, base_name: str) -> None:
