@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from gateway.errors import OF_A_VERSION
+from gateway.errors import OF_A_VERSION, translated
 from gateway.generation import Run
 from inference import errors
 from inference.client import EngineError
@@ -40,3 +40,9 @@ def test_a_version_s_own_failure_is(error: EngineError) -> None:
     seen = Failed(error).seen
     assert seen is not None
     assert (seen.outcome, seen.code) == (Outcome.ERROR, error.code)
+
+
+def test_output_that_is_not_finite_is_named_to_the_caller() -> None:
+    told = translated(errors.NonFinite("x"))
+    assert (told.status, told.error["code"], told.error["type"]) == (500, "non_finite_output", "server_error")
+    assert "not finite" in told.message
