@@ -3,6 +3,7 @@
 import os
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from inference import memory
+from inference.lora.weights import read
 from inference.models.load import Model, load
 
 CPU = torch.device("cpu")
@@ -99,3 +101,21 @@ def test_without_options_every_slot_has_room_for_rank_16_and_one_adapter_for_the
     per_rank = sum(sum(shape) for shape in model.spec.linears.values()) * 4
     assert arena >= per_rank * max(4 * memory.RANK, memory.WIDEST)
     assert memory.shares(model, 16, options(tmp_path, kv_tokens=1000)).blocks == 62
+
+
+def test_a_slots_share_is_made_for_an_adapter_of_all_experts(workshop: Any) -> None:
+    """Of the rank that shares are made for, which gate and up, joined, have for both together."""
+    base = workshop.base("qwen3_moe")
+    half = memory.RANK // 2
+    adapter = workshop.adapter(
+        base,
+        "mix-wide",
+        r=half,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    )
+    of_mixture = load(str(base.folder), CPU, torch.float32, 2)
+    weights = read(adapter, of_mixture.spec, CPU, of_mixture.sites.frozen)
+    many = 1 << 10
+    assert weights.nbytes < memory.expected(of_mixture.spec, many, torch.float32) / many
+    bare = replace(of_mixture.spec, experts={})
+    assert weights.nbytes > memory.expected(bare, many, torch.float32) / many

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inference.kernels import reference
 from inference.kernels.library import library
-from inference.kernels.operands import DTYPES, Segments, Table
+from inference.kernels.operands import DTYPES, Segments, Stack, Table
 from inference.kernels.sgmm import sgmm_
 
 INPUTS, OUTPUTS, SLOTS = 200, 330, 12
@@ -180,3 +180,24 @@ def test_memory_outside_the_tensors_is_never_reached(broken: Callable[[Tensor, T
     assert library() is not None
     with pytest.raises(AssertionError):
         broken(torch.zeros(5, OUTPUTS), torch.zeros(5, INPUTS), table([8]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stack_has_the_pair_of_each_slot_and_linear_in_its_place(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    stack = Stack(slots=3, count=4, inputs=24, outputs=40)
+    a, b = torch.randn(4, 5, 24).to(dtype), torch.randn(4, 40, 5).to(dtype)
+    stack.fill(2, a, b, 0.5)
+    x, y = torch.randn(9, 24), torch.zeros(9, 40)
+    segments = Segments.of([2 * 4 + 1, 0 * 4 + 1, -1, 2 * 4 + 3], [3, 2, 1, 3])
+    sgmm_(y, x, stack, segments)
+    expected = torch.zeros(9, 40)
+    for rows, linear in ((slice(0, 3), 1), (slice(6, 9), 3)):
+        expected[rows] = 0.5 * (x[rows] @ a[linear].float().T) @ b[linear].float().T
+    assert torch.allclose(y, expected, atol=1e-4)
+    stack.clear(2)
+    stack.clear(1)
+    again = torch.zeros(9, 40)
+    sgmm_(again, x, stack, segments)
+    assert not again.any()
+    assert not stack.any
