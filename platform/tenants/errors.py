@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from django.core import exceptions as django
 from django.db import InterfaceError, OperationalError
 from django.http import Http404
+from redis.exceptions import RedisError
 from rest_framework import exceptions as drf
 from rest_framework import status
 from rest_framework.response import Response
@@ -105,7 +106,7 @@ class StorageFull(PlatformError):
 
 
 def failure(error: BaseException) -> PlatformError | None:
-    """What a caller is told of a failure below us that passes: a full disk, a database that is away; else None."""
+    """What a caller is told of a failure below us that passes: a full disk, a server that is away; else None."""
     match error:
         case OSError() if error.errno in FULL:
             return StorageFull()
@@ -113,6 +114,8 @@ def failure(error: BaseException) -> PlatformError | None:
             return StorageFull()
         case OperationalError() | InterfaceError():
             return Unavailable("The database does not answer. Try again soon.")
+        case RedisError():
+            return Unavailable("The cache does not answer. Try again soon.")
     return None
 
 

@@ -71,3 +71,16 @@ def test_a_version_whose_files_are_lost_is_told_so(acme: Tenant, push: Push, cli
     Store(settings.LORAYARD.store_url).delete(lost.digest)
     answer = client_of(acme).get(DIFF)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "version_not_ready")
+
+
+def test_a_cache_that_is_away_is_a_503_that_says_so(
+    acme: Tenant, push: Push, client_of: Clients, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    push(acme, "support")
+    push(acme, "support", 1)
+    monkeypatch.setattr(comparison, "AT_ONCE", 0)
+    nowhere = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
+    settings.CACHES = {"default": nowhere}
+    answer = client_of(acme).get(DIFF)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
+    assert int(answer.headers["Retry-After"]) >= 1
