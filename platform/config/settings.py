@@ -266,6 +266,8 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {  # seconds
 }
 for _entry in CELERY_BEAT_SCHEDULE.values():  # what finds no worker until the next turn is dropped, and not done twice
     _entry["options"] = {"expires": max(10.0, _entry["schedule"])}
+    # In a queue of their own, so that a queue with nothing in it means what it says to them: see `dispatch.idle`.
+    CELERY_TASK_ROUTES.setdefault(_entry["task"], {"queue": "periodic"})
 CELERY_BEAT_SCHEDULER = "jobs.beat:Scheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 5.0  # seconds in which it is seen that the clock was set back
 CELERY_BEAT_SCHEDULE_FILENAME = str(LORAYARD.home / "beat" / "schedule")

@@ -70,7 +70,7 @@ class Stack:
     @property
     def worker(self) -> Command:
         """Two tasks at a time, so that what is short need not wait for a validation of minutes."""
-        return self._worker("worker", "celery", concurrency=2)
+        return self._worker("worker", "celery,periodic", concurrency=2)
 
     @property
     def rollouts(self) -> Command:

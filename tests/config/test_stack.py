@@ -20,6 +20,15 @@ def test_every_queue_that_tasks_are_sent_to_has_a_process() -> None:
     assert wanted | {"celery"} == set(queues())
 
 
+def test_sweeps_stand_in_no_queue_whose_emptiness_they_ask_about() -> None:
+    asked = {route["queue"] for task, route in settings.CELERY_TASK_ROUTES.items() if task not in periodic()}
+    assert {settings.CELERY_TASK_ROUTES[task]["queue"] for task in periodic()} & (asked | {"celery"}) == set()
+
+
+def periodic() -> set[str]:
+    return {entry["task"] for entry in settings.CELERY_BEAT_SCHEDULE.values()}
+
+
 def test_ticks_share_neither_queue_nor_process_with_anything_that_could_take_long() -> None:
     routed = settings.CELERY_TASK_ROUTES
     queue = routed["jobs.tasks.tick_rollouts"]["queue"]

@@ -25,7 +25,7 @@ from tests.workers import working
 def worker(transactional_db: None, settings: Any, tmp_path: Path) -> Iterator[None]:
     home = tmp_path / "home"
     settings.LORAYARD = settings.LORAYARD.model_copy(update={"home": home, "store_url": f"file://{home}/store"})
-    with working("celery"):
+    with working("celery", "periodic"):
         yield
 
 

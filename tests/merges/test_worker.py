@@ -15,7 +15,7 @@ from tests.workers import working
 
 @pytest.fixture
 def worker(transactional_db: None) -> Iterator[None]:
-    with working("celery", "merges"):
+    with working("celery", "merges", "periodic"):
         yield
 
 

@@ -137,12 +137,35 @@ def test_what_is_switched_off_meanwhile_is_not_delivered(
 
 
 def test_a_delivery_whose_worker_died_is_handed_out_again(
-    acme: Tenant, endpoint: Endpoint, emitted: Emits, django_capture_on_commit_callbacks: Commits
+    acme: Tenant,
+    endpoint: Endpoint,
+    emitted: Emits,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Commits,
 ) -> None:
     row = emitted(acme)
     assert delivery._claim(row.pk) is not None
     assert delivery._claim(row.pk) is None  # while the lease lasts
     Delivery.objects.update(next_at=timezone.now())
+    monkeypatch.setattr(delivery, "idle", lambda _: True)
+    with django_capture_on_commit_callbacks() as asked:
+        assert delivery.deliver_due() == 1
+    assert len(asked) == 1
+
+
+def test_a_delivery_whose_worker_died_is_due_at_once_and_one_that_is_tried_is_not(
+    acme: Tenant,
+    endpoint: Endpoint,
+    emitted: Emits,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Commits,
+) -> None:
+    row = emitted(acme)
+    monkeypatch.setattr(delivery, "idle", lambda _: True)
+    assert delivery._claim(row.pk) is not None
+    with monkeypatch.context() as patch, django_capture_on_commit_callbacks() as asked:
+        patch.setattr(delivery, "deserted", lambda _: [])
+        assert (delivery.deliver_due(), asked) == (0, [])
     with django_capture_on_commit_callbacks() as asked:
         assert delivery.deliver_due() == 1
     assert len(asked) == 1
