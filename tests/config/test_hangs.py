@@ -136,7 +136,7 @@ def test_ready_means_that_a_chat_is_answered_now(
 def _serves(process: psutil.Process, port: str) -> bool:
     with contextlib.suppress(psutil.Error):
         line = process.cmdline()
-        return "uvicorn" in line and port in line
+        return "config.web" in line and port in line
     return False
 
 
