@@ -159,6 +159,24 @@ def test_cat_is_exactly_the_weighted_sum_of_what_the_adapters_do(
     assert config["alpha_pattern"] == config["rank_pattern"]
 
 
+def test_adapters_of_transposed_linears_are_combined_into_one_that_peft_loads(
+    trained: Trained, base_folder: Folders, spec_of: Specs, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    spec, source = spec_of("gpt2"), str(base_folder("gpt2"))
+    folder, model = trained("gpt2")
+    merge_adapters([open_part("one", 1.0, folder, spec, source)], Recipe("cat"), spec, tmp_path / "out")
+    validate(tmp_path / "out", spec)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    loader: Any = AutoModelForCausalLM
+    combined = PeftModel.from_pretrained(loader.from_pretrained(source), tmp_path / "out").eval()
+    tokens = torch.arange(16)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(combined(tokens).logits, model(tokens).logits)
+
+
 def test_equal_inputs_give_equal_files_that_say_where_they_come_from(
     merged: Callable[..., tuple[dict[str, Pair], Path]],
 ) -> None:
