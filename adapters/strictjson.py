@@ -13,11 +13,12 @@ _SUSPICIOUS: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class NotStrictJson(ValueError):
-    """`rule` is the finding's code: malformed-json, duplicate-key or bad-text."""
+    """`rule` is the finding's code: malformed-json, duplicate-key or bad-text; `place` is where a bad text is."""
 
-    def __init__(self, rule: str, message: str) -> None:
+    def __init__(self, rule: str, message: str, place: str = "") -> None:
         super().__init__(message)
         self.rule = rule
+        self.place = place
 
 
 def loads(raw: bytes) -> Any:
@@ -57,7 +58,8 @@ def _refuse_bad_text(document: Any) -> None:
             case str() if found := _UNSTORABLE.search(value):
                 what = "a zero character" if found[0] == "\0" else "half of a surrogate pair"
                 where = f"{place[:200]} holds" if place else "it holds"
-                raise NotStrictJson("bad-text", f"{where} {what} ({ascii(found[0])[1:-1]}), which no text may")
+                message = f"{where} {what} ({ascii(found[0])[1:-1]}), which no text may"
+                raise NotStrictJson("bad-text", message, place)
             case dict():
                 for key, item in value.items():
                     waiting += [

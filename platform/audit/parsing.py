@@ -21,6 +21,8 @@ class StrictJson(JSONParser):
         try:
             parsed = loads(stream.read())
         except NotStrictJson as error:
+            if error.place:
+                raise _unstorable(error.place) from None
             raise ParseError(f"The body is not valid JSON: {error}.") from None
         check(parsed)
         return parsed

@@ -99,7 +99,7 @@ def sweep(keep: Iterable[UUID], older_than: float) -> int:
     left = [path for path in folders if _modified(path) < horizon]
     for path in left:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    return len(left) + sweep_incoming()
+    return len(left) + sweep_incoming(min(older_than, FRESH))
 
 
 def sweep_incoming(older_than: float = FRESH) -> int:

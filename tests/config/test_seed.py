@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.contrib.auth import authenticate, get_user_model
+from django.http import HttpRequest
 
 from apikeys import services as apikeys
 from apikeys.models import ApiKey, Scope
@@ -35,7 +36,7 @@ def test_credentials_work_and_only_their_owner_can_read_them(env: Env) -> None:
     assert stat.S_IMODE(seed.credentials_path(env).stat().st_mode) == 0o600
     console = dict(credentials["console"])
     assert console.pop("url") == f"{env.url}/"
-    operator: Any = authenticate(**console)
+    operator: Any = authenticate(HttpRequest(), **console)
     assert operator is not None
     assert operator.is_superuser
     for slug in ("acme", "globex"):
@@ -60,7 +61,7 @@ def test_a_password_that_a_person_chose_stays(env: Env) -> None:
     user.set_password("my own choice")
     user.save()
     seed.run(env, print)
-    assert authenticate(username=seed.OPERATOR, password="my own choice") is not None
+    assert authenticate(HttpRequest(), username=seed.OPERATOR, password="my own choice") is not None
 
 
 def test_lost_credentials_are_replaced_by_new_ones(env: Env) -> None:
@@ -70,7 +71,7 @@ def test_lost_credentials_are_replaced_by_new_ones(env: Env) -> None:
     seed.run(env, print)
     new = kept(env)
     assert new["tenants"]["acme"]["api_key"] != lost["tenants"]["acme"]["api_key"]
-    assert authenticate(username=seed.OPERATOR, password=new["console"]["password"]) is not None
+    assert authenticate(HttpRequest(), username=seed.OPERATOR, password=new["console"]["password"]) is not None
 
 
 def test_it_knows_when_there_is_nothing_to_do(env: Env, tmp_path: Path) -> None:
