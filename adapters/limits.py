@@ -32,7 +32,9 @@ class Limits:
     saved: int = 64
 
     def within(self, base: BaseSpec) -> Limits:
-        """The same with a header as long as that of any adapter of `base` may be, if that is longer.
+        """The same with a header as long as that of any adapter of `base` may be, if these are the usual bounds.
+
+        A bound that somebody chose is left as it is.
 
         Of a module there are A, B, a magnitude or a bias, and the base's own two parameters; of a mixture's experts A
         and B of each, if they lie apart. An entry is a name, three numbers' brackets and four numbers.
@@ -42,7 +44,12 @@ class Limits:
         tensors = 5 * len(modules) + len(base.vectors) + experts
         longest = max(map(len, (*modules, *base.vectors, *base.experts)), default=0)
         header = tensors * (longest + ENTRY)
-        return replace(self, tensors=max(self.tensors, tensors), header=max(self.header, header))
+        return replace(self, tensors=self._widened("tensors", tensors), header=self._widened("header", header))
+
+    def _widened(self, bound: str, needed: int) -> int:
+        """The bound, as wide as is needed if it is the usual one."""
+        chosen: int = getattr(self, bound)
+        return max(chosen, needed) if chosen == getattr(DEFAULT, bound) else chosen
 
 
 DEFAULT = Limits()

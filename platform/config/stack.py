@@ -13,7 +13,11 @@ DATABASE_CONNECTIONS = 16  # that the web process holds at most
 SERVICES = ("redis", "postgres")
 HANGS = 30.0  # seconds without a sign of life
 RUNS = Sign(runs, HANGS)
-STOP_ORDER = (("seed", "web", "worker", "rollouts", "background", "merges", "webhooks", "beat"), ("engine",), SERVICES)
+STOP_ORDER = (
+    ("seed", "web", "worker", "rollouts", "background", "merges", "webhooks", "periodic", "beat"),
+    ("engine",),
+    SERVICES,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Stack:
     def processes(self) -> tuple[Command, ...]:
         """The slowest to start first."""
         engine = (self.engine,) if self.env.own_engine else ()
-        workers = (self.worker, self.rollouts, self.background, self.merges, self.webhooks)
+        workers = (self.worker, self.rollouts, self.background, self.merges, self.webhooks, self.periodic)
         return (*engine, self.web, *workers, self.beat)
 
     @property
@@ -70,7 +74,7 @@ class Stack:
     @property
     def worker(self) -> Command:
         """Two tasks at a time, so that what is short need not wait for a validation of minutes."""
-        return self._worker("worker", "celery,periodic", concurrency=2)
+        return self._worker("worker", "celery", concurrency=2)
 
     @property
     def rollouts(self) -> Command:
@@ -89,11 +93,13 @@ class Stack:
 
     @property
     def webhooks(self) -> Command:
-        """Delivers webhooks, a few at a time, so that nothing of ours ever waits for somebody else's server.
+        """Delivers webhooks, a few at a time, so that nothing of ours ever waits for somebody else's server."""
+        return self._worker("webhooks", "webhooks", "--pool", "threads", concurrency=8)
 
-        In the same threads the audit log is sealed and verified, which waits for no tenant's work either.
-        """
-        return self._worker("webhooks", "webhooks,audit", "--pool", "threads", concurrency=8)
+    @property
+    def periodic(self) -> Command:
+        """Sweeps, and seals and verifies the audit log, so that neither waits for any tenant's work."""
+        return self._worker("periodic", "periodic,audit", "--pool", "threads", concurrency=4)
 
     @property
     def beat(self) -> Command:

@@ -11,7 +11,7 @@ from axes.handlers.proxy import AxesProxyHandler
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 
 from audit.models import Action
 from audit.services import record
@@ -30,11 +30,11 @@ def recorded(view: View) -> View:
     def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if request.method != "POST":
             return view(request, *args, **kwargs)
-        username = request.POST.get("username", "")
+        username = request.POST.get("username", "").replace("\0", "")
         locked = AxesProxyHandler.is_locked(request, {"username": username})
         with transaction.atomic():
             response = view(request, *args, **kwargs)
-            if not locked:
+            if not locked and _is_attempt(request, response):
                 _record(request, username, signed_in=response.status_code == 302)
         if getattr(request, "axes_locked_out", False):
             _tell(response)
@@ -48,9 +48,9 @@ def client_address(request: HttpRequest) -> str | None:
     return request.META.get("REMOTE_ADDR") or None
 
 
-def leave_as_it_is(request: HttpRequest, response: HttpResponse, credentials: Any) -> HttpResponse:
-    """Keep the form as the answer to who is locked out: `recorded` has said why there."""
-    return response
+def _is_attempt(request: HttpRequest, response: Any) -> bool:
+    """Whether a name and a password were tried: a form without one costs nothing, and so leaves nothing behind."""
+    return response.status_code == 302 or all(request.POST.get(field) for field in ("username", "password"))
 
 
 def _record(request: HttpRequest, username: str, *, signed_in: bool) -> None:

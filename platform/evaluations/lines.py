@@ -8,6 +8,7 @@ nothing, takes none.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +26,7 @@ MAX_MESSAGES = 64
 MAX_EXPECTED = 32 * 2**10  # characters
 DEFAULT_TOKENS = 256
 ROLES = ("system", "user", "assistant")
+TOP = re.compile(r"[.\[]")  # what ends a field's name in a place
 FIELDS = {"messages", "expected", "scorer", "max_tokens"}
 
 
@@ -75,7 +77,7 @@ def _line(number: int, row: bytes) -> Line | list[Fault]:
     try:
         data = loads(row)
     except NotStrictJson as error:
-        return [Fault(number, "", str(error))]
+        return [Fault(number, TOP.split(error.place)[0], str(error))]
     if not isinstance(data, dict):
         return [Fault(number, "", "it must be a JSON object")]
     if faults := [Fault(number, field, message) for field, message in _faults(data)]:

@@ -70,4 +70,5 @@ def test_a_members_role_is_recorded_before_and_after(acme: Tenant, django_user_m
     for role in (Role.VIEWER, Role.OWNER):
         add_member(acme, user, role, actor=SYSTEM)
     first, second = Event.objects.filter(action=Action.MEMBER_ADDED).order_by("number")
-    assert (first.data, second.data) == ({"before": None, "role": "viewer"}, {"before": "viewer", "role": "owner"})
+    assert first.data == {"before": None, "role": "viewer", "username": "ada"}
+    assert second.data == {"before": "viewer", "role": "owner", "username": "ada"}

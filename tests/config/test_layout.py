@@ -68,7 +68,7 @@ def test_the_lock_pins_everything_and_names_no_place() -> None:
 def test_the_containers_publish_one_port_on_loopback_alone() -> None:
     composed = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
     services = composed["services"]
-    workers = {"worker", "rollouts", "background", "merges", "webhooks", "beat"}
+    workers = {"worker", "rollouts", "background", "merges", "webhooks", "periodic", "beat"}
     assert {"postgres", "redis", "engine", "web"} | workers <= set(services)
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
         "web": ["127.0.0.1:8000:8000"]

@@ -39,6 +39,7 @@ KINDS = {
     "background": "worker --queues background",
     "merges": "worker --queues merges",
     "webhooks": "worker --queues webhooks",
+    "periodic": "worker --queues periodic",
     "beat": "celery -A config beat",
 }
 

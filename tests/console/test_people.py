@@ -11,13 +11,14 @@ from django.test import Client
 from audit.models import Action, Event
 from audit.services import SYSTEM
 from audit.verification import verify
+from tenants import services
 from tenants.models import Member, Role, Tenant
 from tenants.services import add_member
 
 from .conftest import PASSWORD
 from .forms import assert_by, errors, path, recorded
 
-QUOTAS = {"quota_bytes": str(50 * 2**30), "quota_versions": "1000", "quota_uploads": "100", "quota_pins": "2"}
+QUOTAS = {name: str(getattr(Tenant(), name)) for name in sorted(services.QUOTAS)}
 
 
 def test_a_tenant_is_made_and_changed_on_the_record(desk: Client, operator: User) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
-from django.test import Client
+from django.test import AsyncClient, Client
 
 from audit.models import Action, Event
 from audit.verification import verify
@@ -80,6 +81,31 @@ def test_signing_in_forgets_earlier_failures(operator: User, limit: int) -> None
         for _ in range(limit - 1):
             sign_in("olivia", "wrong")
         assert sign_in("olivia", PASSWORD).status_code == 302
+
+
+async def test_the_page_that_tells_of_a_lock_is_answered_by_the_web_s_own_handler_too(
+    transactional_db: None, settings: Any
+) -> None:
+    """Middleware runs otherwise there than in tests that ask synchronously."""
+    await sync_to_async(User.objects.create_superuser)("olivia", password=PASSWORD)
+    client = AsyncClient()
+    for _ in range(settings.AXES_FAILURE_LIMIT):
+        answer = await client.post("/login/", {"username": "olivia", "password": "wrong"})
+    for password in ("wrong", PASSWORD):
+        answer = await client.post("/login/", {"username": "olivia", "password": password})
+        assert answer.status_code == 429
+        assert "Wait 15 minutes" in answer.content.decode()
+
+
+@pytest.mark.parametrize("form", [{}, {"username": "olivia"}, {"password": "x"}, {"username": "a\0b", "password": ""}])
+def test_a_form_that_tries_nothing_is_not_recorded(operator: User, form: dict[str, str]) -> None:
+    assert Client(REMOTE_ADDR=HERE).post("/login/", form).status_code == 200
+    assert attempts() == []
+
+
+def test_a_name_with_a_zero_character_is_a_failure_like_any_other(operator: User) -> None:
+    assert sign_in("oli\0via", PASSWORD).status_code == 200
+    assert [action for action, *_ in attempts()] == [Action.USER_SIGN_IN_FAILED]
 
 
 def test_the_form_asks_nothing_of_who_only_looks_at_it(client: Client, operator: User) -> None:

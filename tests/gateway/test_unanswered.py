@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,10 @@ from rollouts.services.evidence import _measured
 class Silent:
     """Takes every sequence, and never says a token."""
 
-    async def generate(self, _: object) -> AsyncIterator[Event]:
+    def generate(self, _: object) -> "Answer":
+        return Answer(self._events())
+
+    async def _events(self) -> AsyncGenerator[Event]:
         yield Started(prompt_tokens=3, cached_tokens=0, cold=False)
         await asyncio.sleep(60)
 
@@ -31,9 +34,30 @@ class Silent:
 class Loading:
     """Has seated nobody yet, maybe since the adapter is on its way."""
 
-    async def generate(self, _: object) -> AsyncIterator[Event]:
+    def generate(self, _: object) -> "Answer":
+        return Answer(self._events())
+
+    async def _events(self) -> AsyncGenerator[Event]:
         await asyncio.sleep(60)
         yield Started(prompt_tokens=3, cached_tokens=0, cold=True)
+
+
+class Answer:
+    """Events of which none is a token, as the client hands them out."""
+
+    made = 0
+
+    def __init__(self, events: AsyncGenerator[Event]) -> None:
+        self._events = events
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._events
+
+    async def __anext__(self) -> Event:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
 
 
 def test_a_client_that_leaves_a_silent_engine_leaves_how_long_it_waited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ async def _work(lease: Lease, others_wait: Callable[[], bool]) -> bool:
                     held = await _write(lease, [(asked.pop(task), task) for task in done], judge)
                     if not held or time.monotonic() > min(begun + SHIFT, answered + STANDSTILL):
                         return False
-                    if time.monotonic() > begun + SHORT and await sync_to_async(others_wait)():
+                    if answered > begun and time.monotonic() > begun + SHORT and await sync_to_async(others_wait)():
                         return False
             finally:
                 await _drop(asked)
