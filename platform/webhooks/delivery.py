@@ -73,9 +73,10 @@ def _take_back() -> None:
     begun = Delivery.objects.filter(state=State.PENDING, next_at__gt=Now()).alias(
         logged=Func("log", function="jsonb_array_length", output_field=IntegerField())
     )
-    rows = dict(begun.filter(attempts__gt=F("logged")).values_list("pk", "attempts"))
-    for pk in deserted(rows):
-        Delivery.objects.filter(pk=pk, state=State.PENDING, attempts=rows[pk]).update(next_at=Now())
+    rows = {row.pk: row for row in begun.filter(attempts__gt=F("logged"))}
+    for row in map(rows.__getitem__, deserted(rows)):
+        same = Delivery.objects.filter(pk=row.pk, state=State.PENDING, attempts=row.attempts, log=row.log)
+        same.update(next_at=Now(), log=_completed(row))
 
 
 def _claim(delivery_id: UUID) -> Delivery | None:
@@ -85,10 +86,17 @@ def _claim(delivery_id: UUID) -> Delivery | None:
         delivery = rows.filter(pk=delivery_id).first()
         if delivery is None:
             return None
+        delivery.log = _completed(delivery)
         delivery.attempts += 1
         delivery.next_at = timezone.now() + LEASE
-        delivery.save(update_fields=["attempts", "next_at"])
+        delivery.save(update_fields=["attempts", "next_at", "log"])
     return delivery
+
+
+def _completed(delivery: Delivery) -> list[dict[str, Any]]:
+    """Its log with a word on each attempt that was counted and never told of, so that it is missed only once."""
+    lost = delivery.attempts - len(delivery.log)
+    return [*delivery.log, *[_entry(0, "The worker broke off.", 0)] * lost]
 
 
 def _settle(

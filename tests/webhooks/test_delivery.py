@@ -5,9 +5,10 @@ import hashlib
 import hmac
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import connection, transaction
@@ -169,6 +170,41 @@ def test_a_delivery_whose_worker_died_is_due_at_once_and_one_that_is_tried_is_no
     with django_capture_on_commit_callbacks() as asked:
         assert delivery.deliver_due() == 1
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("swept", [True, False], ids=["by-the-sweep", "by-the-lease"])
+def test_a_worker_s_death_costs_one_attempt_and_later_pauses_are_kept(
+    swept: bool, endpoint: Endpoint, receiver: Receiver, acme: Tenant, emitted: Emits, attempt: Attempts
+) -> None:
+    row = emitted(acme)
+    assert delivery._claim(row.pk) is not None
+    if swept:
+        delivery.deliver_due()
+    receiver.answers = [500]
+    row = attempt(row)
+    assert (row.log[0]["status"], row.log[0]["error"]) == (0, "The worker broke off.")
+    assert (row.state, row.attempts, len(row.log)) == (State.PENDING, 2, 2)
+    delivery.deliver_due()
+    row.refresh_from_db()
+    assert row.next_at > timezone.now() + timedelta(seconds=20)  # as after any second attempt
+
+
+def test_what_settles_while_the_sweep_looks_is_not_taken_back(
+    endpoint: Endpoint, receiver: Receiver, acme: Tenant, emitted: Emits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = emitted(acme)
+    claimed = delivery._claim(row.pk)
+    assert claimed is not None
+
+    def settled_meanwhile(these: Iterable[UUID]) -> list[UUID]:
+        delivery._settle(claimed, State.PENDING, delivery._entry(500, "", 1), pause=delivery.LEASE)
+        return list(these)
+
+    monkeypatch.setattr(delivery, "deserted", settled_meanwhile)
+    delivery.deliver_due()
+    row.refresh_from_db()
+    assert len(row.log) == 1
+    assert row.next_at > timezone.now()
 
 
 def test_what_was_settled_long_ago_is_forgotten(acme: Tenant, endpoint: Endpoint, emitted: Emits) -> None:
