@@ -76,11 +76,15 @@ class Plan:
 
 @dataclass
 class Step:
-    """A plan in the making: the rows so far, and what is left of the budget."""
+    """A plan in the making: the rows so far, and what is left of the budget.
+
+    cold: the adapters that were not there, each with the share that asked for it: its others need not ask again.
+    """
 
     budget: float
     rows: dict[Sequence, Row] = field(default_factory=dict)
     lent: float = 0.0
+    cold: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, row: Row, cost: float) -> None:
         self.rows[row.sequence] = row
@@ -289,11 +293,16 @@ class Scheduler:
 
         Where nobody gives way to it for a row, its share is `passed`; where memory is short, nobody overtakes it.
         """
+        adapter = (newcomer.digest, newcomer.share)
+        if adapter in step.cold:
+            newcomer.cold |= not newcomer.begun
+            return True
         full = len(self.running) >= self.limits.rows
         if full and next(self.yielding.to(newcomer), None) is None:
             passed.add(newcomer.share)
             return self.yielding.outranks_any(newcomer)
         if not self._seat(newcomer):
+            step.cold.add(adapter)
             self._clear_slot_for(newcomer, step)
             return True
         leaving = self._way_for(newcomer)

@@ -380,6 +380,7 @@ def test_a_worker_that_dies_leaves_its_version_to_the_next_at_once(
 ) -> None:
     asked: list[object] = []
     monkeypatch.setattr(validation, "enqueue_validation", asked.append)
+    monkeypatch.setattr(validation, "idle", lambda _: True)
     version = push(acme, "support", validate=False)
     Version.objects.filter(pk=version.pk).update(
         state=State.VALIDATING, attempts=1, changed_at=timezone.now() - timedelta(seconds=20)
@@ -391,6 +392,45 @@ def test_a_worker_that_dies_leaves_its_version_to_the_next_at_once(
         assert validate_version(version.pk) is None  # delivered once more while a worker is at it
     assert Version.objects.get(pk=version.pk).attempts == 1
     assert (revalidate_stale(), asked) == (1, [version.pk])
+    assert validate_version(version.pk) == State.READY
+
+
+def test_a_deserted_version_is_asked_for_once_in_a_while_and_stays_claimable(
+    acme: Tenant, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(validation, "enqueue_validation", asked.append)
+    version = push(acme, "support", validate=False)
+
+    def silent_for(seconds: int) -> None:
+        since = timezone.now() - timedelta(seconds=seconds)
+        Version.objects.filter(pk=version.pk).update(state=State.VALIDATING, attempts=1, changed_at=since)
+
+    silent_for(20)
+    monkeypatch.setattr(validation, "idle", lambda _: False)
+    assert revalidate_stale() == 0  # while messages wait
+    monkeypatch.setattr(validation, "idle", lambda _: True)
+    assert [revalidate_stale() for _ in range(3)] == [1, 0, 0]
+    silent_for(90)
+    monkeypatch.setattr(validation, "idle", lambda _: False)
+    assert [revalidate_stale() for _ in range(3)] == [1, 0, 0]
+    assert asked == [version.pk] * 2
+    assert validate_version(version.pk) == State.READY
+
+
+def test_a_version_whose_worker_hangs_is_asked_for_while_no_message_waits(
+    acme: Tenant, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = push(acme, "support", validate=False)
+    since = timezone.now() - STALE - timedelta(seconds=1)
+    Version.objects.filter(pk=version.pk).update(state=State.VALIDATING, attempts=1, changed_at=since)
+    monkeypatch.setattr(validation, "deserted", lambda _: [])
+    monkeypatch.setattr(validation, "attended", lambda _: True)
+    monkeypatch.setattr(validation, "enqueue_validation", lambda _: None)
+    monkeypatch.setattr(validation, "idle", lambda _: False)
+    assert revalidate_stale() == 0
+    monkeypatch.setattr(validation, "idle", lambda _: True)
+    assert revalidate_stale() == 1
     assert validate_version(version.pk) == State.READY
 
 
