@@ -202,9 +202,12 @@ def test_one_worker_works_on_a_merge_and_another_takes_over_only_when_it_is_gone
     assert first is not None
     monkeypatch.setattr(leases, "attended", lambda _: True)
     assert run(told) is None
+    monkeypatch.setattr(running, "idle", lambda _: True)
     assert resume_merges() == 0
     desert(first.merge.pk)
     assert resume_merges() == 1
+    monkeypatch.setattr(running, "idle", lambda _: False)
+    assert resume_merges() == 0  # a message that waits will do
     second = leases.claim(told["id"])
     assert second is not None
     with pytest.raises(leases.Lost):

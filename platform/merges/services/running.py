@@ -107,18 +107,22 @@ def run_merge(
 
 
 def resume_merges() -> int:
-    """Ask again for workers for merges that never met one, or lost theirs. Returns how many."""
-    lost = {*_unclaimed(), *unattended()}
+    """Ask again for workers for merges that never met one, or lost theirs. Returns how many.
+
+    While messages wait, nobody asks for those that lost theirs: any message serves whoever's turn it is.
+    """
+    calm = idle(TASK)
+    lost = {*_unclaimed(calm), *(unattended() if calm else ())}
     for merge in lost:  # a running one stays claimable
         Merge.objects.filter(pk=merge, state=State.QUEUED).update(leased_until=Now() + QUEUED)
         enqueue(merge)
     return len(lost)
 
 
-def _unclaimed() -> list[UUID]:
+def _unclaimed(calm: bool) -> list[UUID]:
     """Merges whose message was lost; while messages wait, theirs may be among them."""
     queued, late = Merge.objects.filter(state=State.QUEUED), over("leased_until", QUEUED)
-    if idle(TASK):
+    if calm:
         late |= Q(leased_until__lt=Now() + QUEUED - SOON)
     return list(queued.filter(late).values_list("pk", flat=True))
 
