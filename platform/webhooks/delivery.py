@@ -8,8 +8,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Func, IntegerField
-from django.db.models.functions import Now
+from django.db.models import F, Func, IntegerField, Window
+from django.db.models.functions import Now, RowNumber
 from django.utils import timezone
 
 from dispatch import at_work, deserted, idle
@@ -23,6 +23,7 @@ LEASE = timedelta(minutes=2)  # longer than an attempt can take
 SOON = timedelta(minutes=10)  # later than this is left to beat
 KEPT = timedelta(days=30)
 MOST_AT_ONCE = 1000  # that are asked for together
+MOST_BESIDE = 5  # that are, while messages wait
 SWEPT = timedelta(hours=1)  # longer than any transaction that saw an endpoint before it was deleted
 
 
@@ -51,14 +52,19 @@ def _tried(delivery: Delivery) -> State | None:
 
 
 def deliver_due() -> int:
-    """Ask for workers for what is due and has none, or lost its own. Returns how many."""
+    """Ask for workers for what is due and has none, or lost its own. Returns how many.
+
+    While messages wait, a delivery's own may be among them: then a few are let through, so that nobody's wait for one
+    tenant's to end. Tenants take turns, the longest overdue of each first.
+    """
     _take_back()
-    if not idle(TASK):  # one of the messages that wait may be its own
-        return 0
-    due = list(Delivery.objects.due().order_by("next_at").values_list("pk", flat=True)[:MOST_AT_ONCE])
-    for delivery in due:
+    most = MOST_AT_ONCE if idle(TASK) else MOST_BESIDE
+    turn = Window(RowNumber(), partition_by="tenant", order_by="next_at")
+    due = Delivery.objects.due().annotate(turn=turn).order_by("turn", "next_at")
+    asked = list(due.values_list("pk", flat=True)[:most])
+    for delivery in asked:
         enqueue(delivery)
-    return len(due)
+    return len(asked)
 
 
 def forget_deliveries() -> None:

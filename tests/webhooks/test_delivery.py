@@ -172,6 +172,23 @@ def test_a_delivery_whose_worker_died_is_due_at_once_and_one_that_is_tried_is_no
     assert len(asked) == 1
 
 
+def test_while_messages_wait_a_few_of_each_tenant_s_longest_overdue_are_let_through(
+    endpoint: Endpoint, receiver: Receiver, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, hour = services.create_endpoint(globex, receiver.url, ["*"], actor=SYSTEM)[0], timezone.now()
+    for minutes, to in [*((30 + number, endpoint) for number in range(20)), (1, late), (2, late)]:
+        row = Delivery(tenant=to.tenant, endpoint=to, event="alias.moved", next_at=hour - timedelta(minutes=minutes))
+        row.save()
+    asked: list[UUID] = []
+    monkeypatch.setattr(delivery, "enqueue", asked.append)
+    monkeypatch.setattr(delivery, "idle", lambda _: False)
+    assert delivery.deliver_due() == 5
+    overdue = [hour - Delivery.objects.get(pk=pk).next_at for pk in asked]
+    assert overdue == [timedelta(minutes=minutes) for minutes in (49, 2, 48, 1, 47)]
+    monkeypatch.setattr(delivery, "idle", lambda _: True)
+    assert delivery.deliver_due() == 22
+
+
 @pytest.mark.parametrize("swept", [True, False], ids=["by-the-sweep", "by-the-lease"])
 def test_a_worker_s_death_costs_one_attempt_and_later_pauses_are_kept(
     swept: bool, endpoint: Endpoint, receiver: Receiver, acme: Tenant, emitted: Emits, attempt: Attempts
