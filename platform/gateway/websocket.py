@@ -43,6 +43,7 @@ ROUTE = "responses.websocket"
 MAX_FRAME = 4 * 2**20  # characters
 MAX_LANES = 16
 MAX_QUEUED = 8  # requests that wait in a lane
+MAX_HELD = 2 * MAX_FRAME  # characters of all requests that wait or are under way in a connection
 REMEMBERED = 16  # responses
 
 SUBPROTOCOL = "realtime"
@@ -63,6 +64,7 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._lanes: dict[str | None, Lane] = {}
         self._said: OrderedDict[str, Said] = OrderedDict()
+        self._held = 0  # characters
         self._place = Place()
 
     async def __call__(self, scope: Data, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -89,12 +91,15 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.accept(subprotocol=answered, headers=[(b"x-request-id", exchange.id.encode())])
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        """Puts a request into its lane. What is wrong with it is told at once, and the connection goes on."""
+        """Puts a request into its lane. What is wrong with it is told at once, and the connection goes on.
+
+        It waits as text, and is parsed again at its turn: as objects it may take thirty times the room.
+        """
         lane = None
         try:
-            event = _event(text_data)
-            lane = _lane(event.pop("stream_id", None))
-            self._enqueue(lane, event)
+            text = _text(text_data)
+            lane = _lane(_event(text).get("stream_id"))
+            self._enqueue(lane, text)
         except ApiError as error:
             await self.tell(protocol_error(error), lane)
             if isinstance(error, TooLarge):
@@ -109,13 +114,13 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         with suppress(*GONE):
             await self.close(code)
 
-    async def respond(self, event: Data, lane: str | None) -> None:
+    async def respond(self, text: str, lane: str | None) -> None:
         """One response, from its first event to its last. A failure is an event too."""
         exchange = self._exchange()
         status, complete = 200, False
         try:
             with exchange.place:
-                await self._respond(exchange, event, lane)
+                await self._respond(exchange, text, lane)
             complete = True
         except Exception as error:
             told = translated(error)
@@ -125,14 +130,15 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 await self._hang_up(POLICY_VIOLATION)
             complete = True
         finally:
+            self._held -= len(text)
             exchange.end(status, complete=complete)
 
-    async def _respond(self, exchange: Exchange, event: Data, lane: str | None) -> None:
+    async def _respond(self, exchange: Exchange, text: str, lane: str | None) -> None:
         """Raises what goes wrong before the first event; tells what goes wrong after it."""
         caller = await authenticate(self._headers)
         exchange.key = str(caller.key)
         exchange.place.take(caller)
-        asked = ResponsesRequest.of({**event, "stream": True})
+        asked = ResponsesRequest.of(_asked(text))
         previous = asked.previous_response_id
         if previous is not None and previous not in self._said:
             raise unknown_previous(previous)
@@ -156,13 +162,16 @@ class ResponsesConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         while len(self._said) > REMEMBERED:
             self._said.popitem(last=False)
 
-    def _enqueue(self, name: str | None, event: Data) -> None:
+    def _enqueue(self, name: str | None, text: str) -> None:
+        if self._held + len(text) > MAX_HELD:
+            raise Busy(f"A connection may have requests of {MAX_HELD} characters waiting and under way at most.")
         if name not in self._lanes:
             self._close_idle_lanes()
             if len(self._lanes) >= MAX_LANES:
                 raise Busy(f"A connection may have {MAX_LANES} streams under way at most.")
             self._lanes[name] = Lane(lambda request: self.respond(request, name))
-        self._lanes[name].put(event)
+        self._lanes[name].put(text)
+        self._held += len(text)
 
     def _close_idle_lanes(self) -> None:
         for name in [name for name, lane in self._lanes.items() if lane.idle]:
@@ -198,8 +207,8 @@ class Said:
 class Lane:
     """Requests of one stream_id, answered one after the other by a task that lives while the connection does."""
 
-    def __init__(self, respond: Callable[[Data], Awaitable[None]]) -> None:
-        self._queue: asyncio.Queue[Data] = asyncio.Queue(MAX_QUEUED)
+    def __init__(self, respond: Callable[[str], Awaitable[None]]) -> None:
+        self._queue: asyncio.Queue[str] = asyncio.Queue(MAX_QUEUED)
         self._busy = False
         self._task = asyncio.create_task(self._work(respond))
 
@@ -207,10 +216,10 @@ class Lane:
     def idle(self) -> bool:
         return not self._busy and self._queue.empty()
 
-    def put(self, event: Data) -> None:
+    def put(self, text: str) -> None:
         """Raises Busy when too many wait already."""
         try:
-            self._queue.put_nowait(event)
+            self._queue.put_nowait(text)
         except asyncio.QueueFull:
             raise Busy(f"A stream may have {MAX_QUEUED} requests waiting at most.") from None
 
@@ -218,14 +227,15 @@ class Lane:
         """Ends what is under way, in the engine too."""
         self._task.cancel()
 
-    async def _work(self, respond: Callable[[Data], Awaitable[None]]) -> None:
+    async def _work(self, respond: Callable[[str], Awaitable[None]]) -> None:
         while True:
-            event = await self._queue.get()
+            text = await self._queue.get()
             self._busy = True
             try:
-                await respond(event)
+                await respond(text)
             finally:
                 self._busy = False
+                del text  # an idle lane holds nothing
 
 
 def protocol_error(error: ApiError, number: int = 0) -> Data:
@@ -250,12 +260,17 @@ def _check_origin(headers: Mapping[str, str]) -> None:
         raise OriginRefused
 
 
-def _event(text: str | None) -> Data:
-    """The fields of a response.create. Raises BadRequest, TooLarge."""
-    if text is None:
+def _text(frame: str | None) -> str:
+    """Raises BadRequest for what is no text, TooLarge."""
+    if frame is None:
         raise BadRequest("Events are text frames that hold JSON.", code="invalid_json")
-    if len(text) > MAX_FRAME:
+    if len(frame) > MAX_FRAME:
         raise TooLarge(f"An event may have {MAX_FRAME} characters at most.")
+    return frame
+
+
+def _event(text: str) -> Data:
+    """The fields of a response.create. Raises BadRequest."""
     try:
         event = from_json(text, allow_inf_nan=False)
     except ValueError:
@@ -265,6 +280,13 @@ def _event(text: str | None) -> Data:
     if event.pop("type", None) != "response.create":
         raise BadRequest("The only event that is served is 'response.create'.", param="type")
     return event
+
+
+def _asked(text: str) -> Data:
+    """What a response.create asks for, as a streamed request over HTTP would."""
+    event = _event(text)
+    event.pop("stream_id", None)
+    return {**event, "stream": True}
 
 
 def _lane(name: object) -> str | None:

@@ -1,4 +1,6 @@
+import asyncio
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -6,6 +8,7 @@ import openai
 import pytest
 from openai.resources.responses.responses import ResponsesConnection
 
+from gateway import websocket
 from tests.gateway.conftest import Customer
 
 EVENTS = [
@@ -191,3 +194,40 @@ def test_too_many_waiting_requests_are_refused_and_not_kept(connection: Response
     assert refused
     assert {(event.status, event.error.code) for event in refused} == {(429, "engine_busy")}
     assert refused[0].error.headers["retry-after"] == "1"
+
+
+def test_what_waits_and_is_under_way_in_a_connection_is_bounded(connection: ResponsesConnection) -> None:
+    create(connection, max_output_tokens=200, ignore_eos=True)
+    large = "x" * (websocket.MAX_FRAME * 3 // 4)
+    for lane in (None, None, "b"):
+        create(connection, large, stream_id=lane)
+    endings: list[Any] = []
+    while len(endings) < 4:
+        event: Any = connection.recv()
+        if event.type in LAST:
+            endings.append(event)
+    refused, answered, *waited = endings
+    assert (refused.status, refused.stream_id, refused.error.type) == (429, "b", "rate_limit_error")
+    assert str(websocket.MAX_HELD) in refused.error.message
+    assert answered.type == "response.incomplete"
+    assert [event.error.code for event in waited] == ["context_length_exceeded"] * 2
+    create(connection, large, stream_id="b")
+    assert until_last(connection)[-1].error.code == "context_length_exceeded"
+
+
+class Waiting(websocket.ResponsesConsumer):
+    """A connection whose turns never come."""
+
+    async def respond(self, text: str, lane: str | None) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_what_waits_takes_no_more_room_than_its_text() -> None:
+    waiting = Waiting()
+    frame = '{"type": "response.create", "input": [[]' + ", []" * 100_000 + "]}"
+    await waiting.receive('{"type": "response.create"}')
+    before = sys.getallocatedblocks()
+    await waiting.receive(frame)
+    assert sys.getallocatedblocks() - before < 10_000
+    for lane in waiting._lanes.values():
+        lane.cancel()
