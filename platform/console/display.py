@@ -25,7 +25,7 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 def badge(text: str, colour: str = "default") -> SafeString:
     """`colour` is one of unfold's: success, info, warning, danger, primary, default."""
-    return render_to_string("unfold/helpers/label.html", {"text": text, "variant": colour})
+    return render_to_string("unfold/helpers/label.html", {"text": text, "variant": colour, "class": "ly-as-written"})
 
 
 def badges(texts: Iterable[str], colour: str = "default") -> SafeString:
