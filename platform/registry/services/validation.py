@@ -38,6 +38,7 @@ from webhooks.services import emit
 
 ATTEMPTS = 5
 STALE = timedelta(minutes=6)  # longer than the task's time limit
+CROWDED = timedelta(minutes=1)  # between two messages for a deserted version while messages wait
 FORGOTTEN = timedelta(hours=1)  # longer than files take from the quarantine's door to their version's row
 
 UNSTORABLE = Finding("report-unstorable", "What was found in the files can't be kept; save the adapter again.")
@@ -74,9 +75,11 @@ def _settled(version: Version) -> State | None:
 
 def revalidate_stale() -> int:
     """Ask again for workers for versions that never met one, or lost theirs. Returns how many."""
-    lost = {*_unclaimed(), *_unattended()}
+    calm = idle(TASK)
+    lost = [*_unclaimed(calm), *_deserted(calm)]
+    Version.objects.filter(pk__in=lost, state__in=PENDING).update(changed_at=Now())  # asked for; claimable all the same
+    lost += _hanging() if calm else []
     for version in lost:
-        Version.objects.filter(pk=version, state=State.UPLOADED).update(changed_at=Now())  # a begun one stays claimable
         enqueue_validation(version)
     return len(lost)
 
@@ -87,18 +90,24 @@ def sweep_quarantine() -> None:
     quarantine.sweep(keep=waiting, older_than=FORGOTTEN.total_seconds())
 
 
-def _unclaimed() -> list[UUID]:
+def _unclaimed(calm: bool) -> list[UUID]:
     """Versions whose message was lost; while messages wait, theirs may be among them."""
-    age = SOON if idle(TASK) else STALE
+    age = SOON if calm else STALE
     return list(Version.objects.filter(long_ago("changed_at", age), state=State.UPLOADED).values_list("pk", flat=True))
 
 
-def _unattended() -> list[UUID]:
-    """Versions whose worker died, failed or hangs. What failed rests four times as long after each attempt."""
-    begun = Version.objects.filter(state=State.VALIDATING)
-    hanging = begun.filter(long_ago("changed_at", STALE)).values_list("pk", flat=True)
-    rests = [Q(attempts__lte=n) & long_ago("changed_at", SOON * 4 ** (n - 1)) for n in range(1, ATTEMPTS)]
-    return [*hanging, *deserted(begun.filter(reduce(or_, rests)).values_list("pk", flat=True))]
+def _deserted(calm: bool) -> list[UUID]:
+    """Versions whose worker died or failed. They rest four times as long after each attempt, and while others wait."""
+    least = timedelta(0) if calm else CROWDED
+    rests = [Q(attempts__lte=n) & long_ago("changed_at", max(least, SOON * 4 ** (n - 1))) for n in range(1, ATTEMPTS)]
+    begun = Version.objects.filter(reduce(or_, rests, long_ago("changed_at", STALE)), state=State.VALIDATING)
+    return deserted(begun.values_list("pk", flat=True))
+
+
+def _hanging() -> list[UUID]:
+    """Versions whose worker is there and has been silent for too long. To mark them would give it more time."""
+    begun = Version.objects.filter(long_ago("changed_at", STALE), state=State.VALIDATING)
+    return list(begun.values_list("pk", flat=True))
 
 
 @transaction.atomic
