@@ -5,13 +5,13 @@ tokens whatever shares its batch. Reading the tokens is where a step waits for a
 asked for log-probabilities.
 """
 
-from collections import Counter
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inference.client import Sampling
 from inference.engine.scheduler import Logprobs, Sampled
 from inference.engine.sequence import Sequence
 from inference.kernels.gpu.pinned import put
@@ -45,15 +45,17 @@ def _adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
     logits = logits.clone()
     for row in rows:
         _bar(logits[row], sequences[row])
-        _penalise_repetition(logits[row], sequences[row])
         _penalise(logits[row], sequences[row])
     return logits
 
 
 def _asks(sequence: Sequence) -> bool:
-    sampling = sequence.sampling
-    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
-    return bool(penalties or sequence.bad_words or sequence.generated < sampling.min_tokens)
+    early = sequence.generated < sequence.sampling.min_tokens
+    return bool(_penalised(sequence.sampling) or sequence.bad_words or early)
+
+
+def _penalised(sampling: Sampling) -> bool:
+    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1)
 
 
 def _bar(logits: Tensor, sequence: Sequence) -> None:
@@ -62,22 +64,47 @@ def _bar(logits: Tensor, sequence: Sequence) -> None:
         logits[put(np.array(barred), logits.device)] = -torch.inf
 
 
-def _penalise_repetition(logits: Tensor, sequence: Sequence) -> None:
-    """Of Keskar et al. (CTRL, 2019)."""
-    penalty = sequence.sampling.repetition_penalty
-    if penalty != 1:
-        at = put(np.unique(np.array(sequence.tokens)), logits.device)
-        logits[at] = torch.where(logits[at] > 0, logits[at] / penalty, logits[at] * penalty)
+class Said:
+    """Which tokens a sequence has, and how often each of its answer: what is new is taken in when it is sampled.
+
+    It stays with the sequence (`Sequence.said`) while that runs, so that no step looks at all of its tokens again.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.ever = torch.zeros_like(logits, dtype=torch.bool)
+        self.times = torch.zeros_like(logits)
+        self._taken = 0
+
+    @classmethod
+    def of(cls, sequence: Sequence, logits: Tensor) -> "Said":
+        said = sequence.said
+        if not isinstance(said, cls):
+            sequence.said = said = cls(logits)
+        said._take_in(sequence)
+        return said
+
+    def _take_in(self, sequence: Sequence) -> None:
+        answer = max(self._taken, len(sequence.prompt))
+        new, told = sequence.tokens[self._taken :], sequence.tokens[answer:]
+        self._taken = len(sequence.tokens)
+        if new:
+            self.ever[put(np.array(new), self.ever.device)] = True
+        if told:
+            at = put(np.array(told), self.times.device)
+            self.times.index_add_(0, at, torch.ones_like(at, dtype=self.times.dtype))
 
 
 def _penalise(logits: Tensor, sequence: Sequence) -> None:
-    """OpenAI's presence and frequency penalties, over what the sequence has generated."""
+    """Repetition as Keskar et al. (CTRL, 2019) do; OpenAI's presence and frequency penalties, over the answer."""
     sampling = sequence.sampling
-    counts = Counter(sequence.output) if sampling.presence_penalty or sampling.frequency_penalty else Counter()
-    if counts:
-        at = put(np.array(list(counts)), logits.device)
-        times = put(np.array(list(counts.values()), np.float32), logits.device)
-        logits[at] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    if not _penalised(sampling):
+        return
+    said = Said.of(sequence, logits)
+    if sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        logits.copy_(torch.where(said.ever, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
+    less = sampling.presence_penalty + sampling.frequency_penalty * said.times
+    logits -= torch.where(said.times > 0, less, 0.0)
 
 
 def _draw(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:

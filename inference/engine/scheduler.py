@@ -407,7 +407,7 @@ class Scheduler:
     def _unseat(self, sequence: Sequence) -> None:
         """Give back what a sequence holds; its tokens stay, so that it can be computed again."""
         self.blocks.release(sequence.blocks)
-        sequence.blocks, sequence.computed = [], 0
+        sequence.blocks, sequence.computed, sequence.said = [], 0, None
         if sequence.slot != BASE:
             self.slots.unpin(sequence.slot)
             sequence.slot = BASE

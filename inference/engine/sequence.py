@@ -37,6 +37,7 @@ class Sequence:
     begun: bool = False  # its first admission was announced
     read: int = 0  # generated tokens that its reader has taken
     stays_until: int = 0  # so many tokens are generated before it gives way to a share that had less
+    said: object = None  # what the sampler remembers of its tokens while it runs
     random: Random = field(init=False)
     _hashes: list[bytes] = field(init=False)
 
@@ -77,10 +78,13 @@ class Sequence:
     @property
     def barred(self) -> set[int]:
         """The tokens that can't be next: the last of a bad word, and an end before min_tokens."""
-        answer = self.output if self.bad_words else []
-        words = [word for word in self.bad_words if answer[len(answer) - len(word) + 1 :] == list(word[:-1])]
+        words = [word for word in self.bad_words if self._last(len(word) - 1) == list(word[:-1])]
         early = self.ends if self.generated < self.sampling.min_tokens else ()
         return {word[-1] for word in words} | {*early}
+
+    def _last(self, count: int) -> list[int]:
+        """So many tokens of the answer, if it has them."""
+        return self.tokens[max(len(self.prompt), len(self.tokens) - count) :]
 
     def ended_by(self, token: int) -> bool:
         return token in self.ends and self.generated >= self.sampling.min_tokens

@@ -14,10 +14,12 @@ ROOMY: dict[str, Any] = {"blocks": 300, "context": 512}
 def test_a_sequence_whose_reader_stands_still_stops_a_window_ahead_of_it(bench: Callable[..., Any]) -> None:
     engine = bench()
     unread = engine.submit(digest="x", **LONG)
+    unread.said = "what the sampler remembers"
     engine.steps(40)
     assert len(engine.tokens(unread)) == 8
     assert engine.scheduler.held == {unread}
     assert engine.scheduler.blocks.leased == 0
+    assert unread.said is None
     assert not any(slot.pins for slot in engine.slots.slots)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inference.client import Sampling
-from inference.engine.sampler import sample
+from inference.engine.sampler import _adjust, sample
 from inference.engine.sequence import Sequence
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0, 0.0]])
@@ -123,3 +123,35 @@ def test_a_row_that_is_not_a_number_is_told_and_spoils_no_other() -> None:
     rows = torch.cat([LOGITS, torch.full((1, 5), float("nan"))])
     good, bad = sample(rows, [sequence(temperature=0.0), sequence()])
     assert (good.token, good.finite, bad.finite) == (1, True, False)
+
+
+class Watched(list[int]):
+    """Tokens that count how many of them were looked at."""
+
+    seen = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        self.seen += len(found) if isinstance(key, slice) else 1
+        return found
+
+    def __iter__(self) -> Any:
+        self.seen += len(self)
+        return super().__iter__()
+
+
+def test_penalties_look_at_a_token_once_and_forget_none_when_it_is_computed_again() -> None:
+    penalties: dict[str, Any] = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.2}
+    one = Sequence(0, [0, 1] * 500, Sampling(300, seed=3, **penalties))
+    one.bad_words = [[1, 2, 3]]
+    one.tokens = Watched(one.tokens)
+    for step in range(200):
+        token = sample(LOGITS, [one])[0].token
+        fresh = Sequence(1, one.prompt, one.sampling)
+        fresh.bad_words, fresh.tokens = one.bad_words, list(one.tokens)
+        assert torch.equal(_adjust(LOGITS, [one]), _adjust(LOGITS, [fresh])), "a penalty was lost"
+        one.tokens.seen -= len(one.tokens)  # looked at by the test
+        one.tokens.append(token)
+        if step == 100:
+            one.said = None  # as the scheduler does with one that is driven out
+    assert one.tokens.seen < 10 * len(one.tokens), "all tokens are looked at in every step"
