@@ -7,6 +7,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -28,6 +29,16 @@ def sources(merge: UUID) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     return folder
+
+
+def written(merge: UUID) -> int:
+    """Bytes of its result that are there already. A worker may be writing it, or taking it away."""
+    size = 0
+    with suppress(FileNotFoundError):
+        for path in result(merge).iterdir():
+            with suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
 
 
 def keep_result(merge: UUID) -> None:

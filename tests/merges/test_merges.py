@@ -222,3 +222,28 @@ def test_a_full_disk_fails_a_merge_before_it_writes(
     monkeypatch.setattr("merges.folders.free", lambda: 0)
     assert run(told) == State.FAILED
     assert files_of() == set()
+
+
+def test_what_another_s_merge_has_reserved_and_not_written_is_taken(
+    two: list[Version],
+    acme: Tenant,
+    globex: Tenant,
+    client_of: Clients,
+    push: Pushes,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+) -> None:
+    push(globex, "support")
+    ours, theirs, later = (ask(client_of(tenant), INTO_BASE) for tenant in (acme, globex, globex))
+    monkeypatch.setattr(running, "SHORT", 0.0)
+    assert run(ours, others_wait=lambda: True) is None  # it has written one file of many
+    size = Merge.objects.get(pk=ours["id"]).size
+    rest = size - folders.written(UUID(ours["id"]))
+    assert 0 < rest < size
+    needed = rest + size
+    monkeypatch.setattr("merges.folders.free", lambda: needed - 1)
+    assert run(theirs) == State.FAILED
+    assert show(client_of(globex), theirs)["finding"]["rule"] == "no-room"
+    monkeypatch.setattr("merges.folders.free", lambda: needed)
+    assert run(later) == State.READY
+    assert run(ours) == State.READY

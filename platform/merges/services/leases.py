@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from uuid import UUID, uuid4
 
 from django.core.files import File as Upload
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from adapters.errors import Finding
@@ -29,6 +29,7 @@ from registry import quarantine
 from registry.services import upload_version
 from tenants.models import Tenant
 
+DISK = 0x1A5D15C  # the key of PostgreSQL's advisory lock on what is left of the disk
 ATTEMPTS = 5  # to take it up, each of which was broken off
 
 
@@ -76,13 +77,13 @@ def keep(lease: Lease, **told: Any) -> None:
 
 @transaction.atomic
 def reserve(lease: Lease, size: int) -> None:
-    """Count `size` bytes towards what the tenant keeps. Raises NoRoom, Lost."""
+    """Count `size` bytes towards what the tenant keeps and what is taken of the disk. Raises NoRoom, Lost."""
     row = _held(lease)
     Tenant.objects.select_for_update(no_key=True).get(pk=row.tenant_id)
     others = bytes_kept(row.tenant) - row.size
     if others + size > MOST_BYTES:
         raise NoRoom(f"The merged model has {size:,} bytes, and {max(0, MOST_BYTES - others):,} are left to you.")
-    if size > folders.free() + _written(row):
+    if size > _left_on_disk(row) + folders.written(row.pk):
         raise NoRoom(f"The merged model has {size:,} bytes, and the platform's disk has too little room; ask later.")
     Merge.objects.filter(pk=row.pk).update(size=size)
 
@@ -170,10 +171,12 @@ def _held(lease: Lease) -> Merge:
     return row
 
 
-def _written(row: Merge) -> int:
-    """Bytes that an earlier shift has put there already."""
-    folder = folders.result(row.pk)
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+def _left_on_disk(row: Merge) -> int:
+    """Free bytes but those that other merges have reserved and not yet written; nobody else reserves meanwhile."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [DISK])
+    reserved = Merge.objects.pending().exclude(pk=row.pk).values_list("pk", "size")
+    return folders.free() - sum(max(0, size - folders.written(pk)) for pk, size in reserved)
 
 
 def _provenance(files: Sequence[File]) -> str:
