@@ -99,6 +99,15 @@ def hand_over(lease: Lease) -> None:
 
 
 @transaction.atomic
+def make_room(lease: Lease) -> None:
+    """Leave off for others' sake, which is nobody's news: it stays running, for any worker to go on with."""
+    row = _held(lease)
+    row.worker, row.leased_until, row.attempts = None, timezone.now() - LEASE, 0
+    row.save()
+    transaction.on_commit(partial(enqueue, row.pk), robust=True)
+
+
+@transaction.atomic
 def finish_checkpoint(lease: Lease, files: Sequence[File], agreement: dict[str, Any]) -> State:
     """The merged model is whole and verified. Raises Lost."""
     row = _held(lease)

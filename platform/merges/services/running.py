@@ -53,6 +53,10 @@ class ShiftOver(Exception):
     """Enough for one task."""
 
 
+class Interrupted(Exception):
+    """Others are to have their turn."""
+
+
 class Shift:
     """Counts what a merge has done, tells it once a second, and ends with its time.
 
@@ -70,15 +74,17 @@ class Shift:
         self._done = 0
 
     def __call__(self, stage: str, count: int) -> None:
-        """Raises Lost and ShiftOver."""
+        """Raises Lost, ShiftOver and Interrupted."""
         self._done += count
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + TOLD_EVERY
         leases.keep(self._lease, stage=stage, done=self._done, total=self._total)
-        if now > self._end or (stage == "merging" and now > self._short and self._makes_room()):
+        if now > self._end:
             raise ShiftOver
+        if stage == "merging" and now > self._short and self._makes_room():
+            raise Interrupted
 
     def _makes_room(self) -> bool:
         return self._files() > self._finished and self._others_wait()
@@ -134,6 +140,9 @@ def _run(lease: Lease, seconds: float, others_wait: Callable[[], bool]) -> State
         return work(lease, partial(Shift, lease, seconds=seconds, others_wait=others_wait))
     except ShiftOver:
         leases.hand_over(lease)
+        return None
+    except Interrupted:
+        leases.make_room(lease)
         return None
     except REFUSALS as error:
         return leases.fail(lease, _finding(error))
