@@ -8,6 +8,7 @@ EngineError
 │   └── AdapterFaulty         for a reason that lies in its files: they are damaged or do not fit
 ├── PinsFull                  too many adapters are pinned to pin another
 ├── EngineBusy                the queue is full; come back after `retry_after` seconds
+├── NotRead                   the answer's reader stood still for too long
 ├── EngineDown                nobody answers at the engine's address
 └── Internal                  the engine's own fault
     ├── StepFailed            the model failed in a step that computed this request
@@ -105,6 +106,11 @@ class EngineBusy(EngineError):
         super().__init__(message, param=param, retry_after=retry_after)
 
 
+class NotRead(EngineError):
+    code = "answer_not_read"
+    status = grpc.StatusCode.ABORTED
+
+
 class EngineDown(EngineError):
     code = "engine_down"
     status = grpc.StatusCode.UNAVAILABLE
@@ -141,6 +147,7 @@ TREE: tuple[type[EngineError], ...] = (
     AdapterFaulty,
     PinsFull,
     EngineBusy,
+    NotRead,
     EngineDown,
     Internal,
     StepFailed,

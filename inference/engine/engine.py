@@ -126,7 +126,7 @@ class Engine:
         try:
             while not self._stopping:
                 if not self.step():
-                    self._wake.wait(PATIENCE if len(self.scheduler.queue) or self.scheduler.slots.loading else None)
+                    self._wake.wait(self._pause())
                 self._wake.clear()  # who woke the loop did it for what it looks at now: `_stopping` and the notes
         except Exception as error:
             log.exception("the engine broke outside of the model; nothing it holds can be relied on any more")
@@ -135,6 +135,11 @@ class Engine:
         else:
             self._close(EngineDown("The engine is stopping."))
             self.ended.set_result(None)
+
+    def _pause(self) -> float | None:
+        """None where nothing happens unless a note asks for it."""
+        scheduler = self.scheduler
+        return PATIENCE if len(scheduler.queue) or scheduler.slots.loading or scheduler.held else None
 
     def _close(self, error: EngineError) -> None:
         """Fail whatever lives and whatever comes, without a look at pools that may be broken."""

@@ -18,13 +18,15 @@ from inference.engine.blocks import BlockPool
 from inference.engine.fairness import OUTPUT_COST, FairQueue
 from inference.engine.sequence import BASE, Sequence
 from inference.engine.yielding import QUANTUM, TURN, Yielding, least_turn
-from inference.errors import EngineBusy, EngineError, InvalidRequest, NonFinite, PromptTooLong
+from inference.errors import EngineBusy, EngineError, InvalidRequest, NonFinite, NotRead, PromptTooLong
 from inference.lora.slots import SlotPool
+
+UNREAD = 600.0  # seconds for which a reader may stand still
 
 
 @dataclass(frozen=True)
 class Limits:
-    """batch_tokens and rows bound one step, waiting and waiting_per_share the queue.
+    """batch_tokens and rows bound one step, waiting and waiting_per_share the queue; a share's held ones count there.
 
     batch_tokens are tokens of the base; those of an adapter cost more (`cost.token_cost`). quantum: by how much service
     for each row a share is ahead before it gives way to another (`yielding`); infinite, nobody ever does.
@@ -161,12 +163,13 @@ class Scheduler:
         self.slots = slots
         self.queue = FairQueue()
         self.running: list[Sequence] = []
-        self.held: set[Sequence] = set()  # too far ahead of their readers: they neither run nor wait
+        self.held: dict[Sequence, float] = {}  # too far ahead of their readers since when; they neither run nor wait
         self.live: set[Sequence] = set()  # waiting, running or held
         self.events: list[Event] = []
         self.yielding = Yielding(self.queue, self.running, limits.rows * limits.quantum)
         self.preemptions = 0
         self.yields = 0  # those of the preemptions that made way for a share that had less
+        self._held_of: Counter[str] = Counter()  # by share
         self._deadlines: list[tuple[float, int, Sequence]] = []  # a heap, of those that may not wait for ever
         self._stops = stops
         self._clock = clock
@@ -197,7 +200,8 @@ class Scheduler:
         own = frozenset() if sequence.sampling.ignore_eos else self._stops
         sequence.ends = own | frozenset(sequence.sampling.stop_token_ids)
         full = len(self.queue) >= self.limits.waiting
-        if full or self.queue.waiting_of(sequence.share) >= self.limits.waiting_per_share:
+        of_share = self.queue.waiting_of(sequence.share) + self._held_of[sequence.share]
+        if full or of_share >= self.limits.waiting_per_share:
             self.events.append(Ended(sequence, "failed", EngineBusy()))
         else:
             self.live.add(sequence)
@@ -219,7 +223,7 @@ class Scheduler:
         """Its reader took so many more; if it was held it waits for its turn again."""
         sequence.read += tokens
         if sequence in self.held and sequence.ahead <= sequence.window / 2:
-            self.held.remove(sequence)
+            self._let_go_on(sequence)
             self.queue.push(sequence)
 
     def fail(self, sequence: Sequence, error: EngineError) -> None:
@@ -229,6 +233,7 @@ class Scheduler:
         """One step: a token of every decoding sequence, then prefill and newcomers in fair order."""
         self._fail_unloadable()
         self._fail_late()
+        self._fail_unread()
         step = Step(float(self.limits.batch_tokens))
         self._go_on([sequence for sequence in self.running if sequence.remaining == 1], step)
         step.lend()
@@ -264,6 +269,7 @@ class Scheduler:
         self.blocks.check()
         self.slots.check()
         assert len(self.running) + len(self.queue) + len(self.held) == len(self.live)
+        assert self._held_of == Counter(sequence.share for sequence in self.held)
         held = {block for sequence in self.running for block in sequence.blocks}
         assert len(held) == self.blocks.leased
         pins = Counter(sequence.slot for sequence in self.running if sequence.slot != BASE)
@@ -280,6 +286,12 @@ class Scheduler:
             sequence = heapq.heappop(self._deadlines)[2]
             if sequence in self.live and not sequence.begun:
                 self.fail(sequence, EngineBusy("The request waited for its turn as long as it may."))
+
+    def _fail_unread(self) -> None:
+        """Those that are held come in the order in which they began to be."""
+        overdue = self._clock() - UNREAD
+        while self.held and self.held[sequence := next(iter(self.held))] <= overdue:
+            self.fail(sequence, NotRead(f"The answer was not read on for {UNREAD / 60:.0f} minutes."))
 
     def _go_on(self, sequences: Iterable[Sequence], step: Step) -> None:
         for sequence in sequences:
@@ -444,7 +456,14 @@ class Scheduler:
         """Its row, slot and blocks are others' until its reader goes on; full blocks stay known meanwhile."""
         self.running.remove(sequence)
         self._unseat(sequence)
-        self.held.add(sequence)
+        self.held[sequence] = self._clock()
+        self._held_of[sequence.share] += 1
+
+    def _let_go_on(self, sequence: Sequence) -> None:
+        del self.held[sequence]
+        self._held_of[sequence.share] -= 1
+        if not self._held_of[sequence.share]:
+            del self._held_of[sequence.share]
 
     def _end(self, sequence: Sequence, reason: str, error: EngineError | None = None) -> None:
         self._leave(sequence)
@@ -452,7 +471,8 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.live.remove(sequence)
-        self.held.discard(sequence)
+        if sequence in self.held:
+            self._let_go_on(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
             self._unseat(sequence)

@@ -10,6 +10,7 @@ ApiError
 ├── ModelNotFound        404  unknown, another tenant's, not ready or not allowed: no difference to be seen
 ├── MethodNotAllowed     405
 ├── BodyTimeout          408
+├── AnswerTimeout        408  in a stream that its reader left standing
 ├── TooLarge             413
 ├── UnsupportedEncoding  415  with Accept-Encoding
 ├── Busy                 429  with Retry-After
@@ -38,6 +39,7 @@ from inference.client import (
     EngineError,
     InvalidRequest,
     NonFinite,
+    NotRead,
     PromptTooLong,
     StepFailed,
 )
@@ -155,6 +157,11 @@ class BodyTimeout(ApiError):
     default_code = "request_timeout"
 
 
+class AnswerTimeout(ApiError):
+    status = 408
+    default_code = "answer_not_read"
+
+
 class TooLarge(ApiError):
     status = 413
     default_code = "request_too_large"
@@ -247,7 +254,7 @@ def unknown_address(path: str) -> str:
     return f"There is nothing at this address.{hint}"
 
 
-def _from_engine(error: EngineError) -> ApiError:
+def _from_engine(error: EngineError) -> ApiError:  # noqa: PLR0911 - one for each kind
     match error:
         case PromptTooLong():
             return ContextExceeded(error.limit, error.tokens, param=error.param or "prompt")
@@ -255,6 +262,8 @@ def _from_engine(error: EngineError) -> ApiError:
             return BadRequest(error.message, param=error.param)
         case EngineBusy():
             return Busy("The engine has more requests than it can queue. Try again soon.", error.retry_after)
+        case NotRead():
+            return AnswerTimeout(error.message)
         case AdapterMissing() | AdapterUnavailable() | EngineDown():
             return Unavailable(UNAVAILABLE[type(error)], error.retry_after, code=error.code)
         case NonFinite():

@@ -12,6 +12,7 @@ from inference.client import (
     EngineDown,
     Internal,
     InvalidRequest,
+    NotRead,
     PromptTooLong,
 )
 from registry.errors import ModelNotFound
@@ -22,6 +23,7 @@ CASES: list[tuple[Exception, int, str | None, str, str | None]] = [
     (ModelNotFound("x"), 404, "model_not_found", "invalid_request_error", None),
     (Resolver404(), 404, "unknown_url", "invalid_request_error", None),
     (EngineBusy(retry_after=2.2), 429, "engine_busy", "rate_limit_error", "3"),
+    (NotRead("It was not read on."), 408, "answer_not_read", "invalid_request_error", None),
     (EngineDown(retry_after=0.1), 503, "engine_down", "server_error", "1"),
     (AdapterMissing("gone"), 503, "adapter_missing", "server_error", "1"),
     (AdapterUnavailable("broken", retry_after=5), 503, "adapter_unavailable", "server_error", "5"),

@@ -7,6 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference.engine.scheduler import UNREAD
+from inference.errors import EngineBusy, NotRead
+
 LONG: dict[str, Any] = {"tokens": 40, "window": 8}
 ROOMY: dict[str, Any] = {"blocks": 300, "context": 512}
 
@@ -17,7 +20,7 @@ def test_a_sequence_whose_reader_stands_still_stops_a_window_ahead_of_it(bench: 
     unread.said = "what the sampler remembers"
     engine.steps(40)
     assert len(engine.tokens(unread)) == 8
-    assert engine.scheduler.held == {unread}
+    assert engine.scheduler.held.keys() == {unread}
     assert engine.scheduler.blocks.leased == 0
     assert unread.said is None
     assert not any(slot.pins for slot in engine.slots.slots)
@@ -69,6 +72,37 @@ def test_a_held_request_that_is_left_holds_nothing_and_tells_what_it_made(bench:
     engine.engine.read(unread, 8)
     engine.steps()
     assert not engine.scheduler.live, "who is gone came back"
+
+
+def test_held_requests_count_among_those_of_their_share_that_wait(bench: Callable[..., Any]) -> None:
+    engine = bench(waiting_per_share=3)
+    held = [engine.submit(share="acme", **LONG) for _ in range(3)]
+    engine.steps(20)
+    assert engine.scheduler.held.keys() == set(held)
+    more, stranger = engine.submit(share="acme", **LONG), engine.submit(share="globex")
+    engine.steps(20)
+    assert isinstance(engine.ended(more).error, EngineBusy)
+    assert engine.ended(stranger).reason == "length"
+    engine.engine.read(held[0], 40)
+    engine.engine.cancel(held[1])
+    again = engine.submit(share="acme")
+    engine.steps(60)
+    assert engine.ended(again).reason == engine.ended(held[0]).reason == "length"
+
+
+def test_what_nobody_reads_for_ten_minutes_ends_with_what_it_had(bench: Callable[..., Any]) -> None:
+    engine = bench()
+    unread, slow = engine.submit(**LONG), engine.submit(**LONG)
+    engine.steps(20)
+    engine.now[0] = UNREAD - 1
+    engine.engine.read(slow, 8)
+    engine.steps(20)
+    assert engine.scheduler.held.keys() == {unread, slow}
+    engine.now[0] = UNREAD
+    engine.steps()
+    assert isinstance(engine.ended(unread).error, NotRead)
+    assert len(engine.tokens(unread)) == unread.generated == 8
+    assert engine.scheduler.held.keys() == {slow}, "who reads on, slowly, was ended"
 
 
 @settings(max_examples=25)
