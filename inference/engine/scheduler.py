@@ -234,6 +234,7 @@ class Scheduler:
         self._fail_unloadable()
         self._fail_late()
         self._fail_unread()
+        self.yielding.forget()
         step = Step(float(self.limits.batch_tokens))
         self._go_on([sequence for sequence in self.running if sequence.remaining == 1], step)
         step.lend()

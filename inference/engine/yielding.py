@@ -23,6 +23,13 @@ class Yielding:
         self._queue = queue
         self._running = running
         self._quantum = quantum
+        self._seen: list[Sequence] | None = None  # who ran when the two below were made
+        self._ripe: list[Sequence] = []  # whose turn was long enough, in the order in which they give way
+        self._rows: Counter[str] = Counter()  # by share
+
+    def forget(self) -> None:
+        """Those who run had service since, so that their order may be another: once a step."""
+        self._seen = None
 
     def outranks(self, waiting: Sequence, running: Sequence, price: float = 0.0) -> bool:
         """Whether the first one's share has had less service than the other's, by a quantum and a price beyond it."""
@@ -35,14 +42,24 @@ class Yielding:
 
     def to(self, waiting: Sequence, price: float = 0.0) -> Iterator[Sequence]:
         """Who gives way to it at that price, of the most served share the least urgent and newest first."""
-        held = Counter(sequence.share for sequence in self._running)
+        self._look()
+        if not self._ripe:
+            return
+        held = self._rows.copy()
         mine = held[waiting.share]
-        for place in sorted(range(len(self._running)), key=self.claims, reverse=True):
-            other = self._running[place]
+        for other in self._ripe:
             even = not mine or (mine + 1) / waiting.weight <= held[other.share] / other.weight
-            if even and other.generated >= other.stays_until and self.outranks(waiting, other, price):
+            if even and self.outranks(waiting, other, price):
                 held[other.share] -= 1
                 yield other
+
+    def _look(self) -> None:
+        if self._seen == self._running:
+            return
+        self._seen = list(self._running)
+        places = [place for place, each in enumerate(self._seen) if each.generated >= each.stays_until]
+        self._ripe = [self._seen[place] for place in sorted(places, key=self.claims, reverse=True)]
+        self._rows = Counter(each.share for each in self._seen)
 
     def claims(self, place: int) -> tuple[float, int, int]:
         """How little entitled to go on is who runs at this place: by its share's service, then by its own turn."""

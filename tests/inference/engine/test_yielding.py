@@ -99,6 +99,28 @@ def test_two_tenants_of_long_streams_divide_the_rows_by_their_weights_and_leave_
     assert engine.scheduler.yields == moved == fair[1], "rows went to and fro"
 
 
+@pytest.mark.parametrize(("turn", "looks"), [(LONG, 0), (0, 4)])
+def test_however_many_wait_those_who_run_are_put_in_order_once_a_step(
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, turn: int, looks: int
+) -> None:
+    engine = bench(quantum=math.inf, **ROOMY)
+    for stream in flood(engine, 4):
+        stream.stays_until = turn
+    for n in range(50):
+        engine.submit(share=f"t{n}")
+    yielding, asked = engine.scheduler.yielding, list[int]()
+    claims = yielding.claims
+    monkeypatch.setattr(yielding, "outranks_any", lambda waiting: True)
+
+    def counted(place: int) -> Any:
+        asked.append(place)
+        return claims(place)
+
+    monkeypatch.setattr(yielding, "claims", counted)
+    engine.steps()
+    assert len(asked) == looks
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_where_there_are_more_shares_than_rows_they_take_turns_of_a_least_length(
     bench: Callable[..., Any], rows: int
