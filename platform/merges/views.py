@@ -3,7 +3,6 @@
 from typing import Any
 
 from django.db.models import QuerySet
-from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -15,11 +14,12 @@ from apikeys.models import Scope
 from merges import folders, services
 from merges.errors import FileNotThere, MergeNotFound
 from merges.models import Kind, Merge
-from merges.ranges import serve
 from merges.serializers import MergeSerializer, NewMerge
 from registry.errors import AdapterNotFound
 from registry.models import Adapter, Version
+from registry.ranges import answer_to
 from registry.views import READ_DELETE, READ_WRITE, RegistryView
+from tenants.connections import let_go
 
 
 class MergeView(RegistryView[Merge]):
@@ -109,11 +109,8 @@ class OneFile(MergeView):
         path = folders.result(found.pk) / filename
         if filename not in listed or not path.is_file():
             raise FileNotThere
-        asked, only_if = request.headers.get("Range", ""), request.headers.get("If-Range", "")
-        entry = listed[filename]
-        answer = serve(path, entry["size"], f'"{entry["sha256"]}"', asked, only_if)
-        if request.method == "HEAD":
-            return HttpResponse(status=answer.status_code, headers=dict(answer.headers))
-        if "bytes 0-" in answer.headers.get("Content-Range", "bytes 0-"):
+        answer = answer_to(request, path, listed[filename]["size"], listed[filename]["sha256"])
+        if request.method != "HEAD" and "bytes 0-" in answer.headers.get("Content-Range", "bytes 0-"):
             services.record_download(found, filename, actor=self.actor)
+        let_go()  # the client may read for hours
         return answer

@@ -5,9 +5,8 @@ from typing import Any
 from uuid import UUID
 
 from django.db.models import QuerySet
-from django.http import FileResponse
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.exceptions import ValidationError
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.request import Request
@@ -20,6 +19,7 @@ from registry import assembly, services
 from registry.errors import UploadNotFound
 from registry.intake import Upload, UploadState
 from registry.quarantine import Incoming, Landing
+from registry.ranges import answer_to
 from registry.upload_shapes import (
     DELETED,
     FILE_FIELDS,
@@ -32,6 +32,7 @@ from registry.upload_shapes import (
     UploadShape,
     form,
 )
+from tenants.connections import let_go
 
 READ, WRITE = Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE
 PART = 64 << 20  # bytes, as OpenAI's
@@ -190,12 +191,18 @@ class Content(FileView):
     scopes = {"GET": READ}
     content_negotiation_class = AnyKind
 
-    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    @extend_schema(
+        parameters=[OpenApiParameter("Range", str, OpenApiParameter.HEADER, description="One range of bytes.")],
+        responses={(200, "application/octet-stream"): OpenApiTypes.BINARY},
+    )
     def get(self, request: Request, file: str) -> Any:
-        path = assembly.whole(self.file().pk)
+        """The file, or the range of it that `Range` asks for."""
+        found = self.file()
+        path = assembly.whole(found.pk)
         if not path.is_file():
             raise UploadNotFound
-        return FileResponse(path.open("rb"), content_type="application/octet-stream", as_attachment=True)
+        let_go()  # the client may read for hours
+        return answer_to(request, path, path.stat().st_size, found.sha256)
 
 
 def _found(uploads: QuerySet[Upload], prefix: str, public_id: str) -> Upload:

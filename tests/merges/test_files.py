@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+from django.db import connection
+
 from audit.models import Event
 from merges.models import Merge
 from merges.services import expire_merges, tidy_merges
@@ -61,6 +64,20 @@ def test_files_are_downloaded_whole_and_in_ranges_until_they_expire(
     assert files_of() == set()
     assert (show(client, told)["state"], show(client, told)["files"]) == ("expired", [])
     assert client.delete(f"/api/v1/merges/{told['id']}").status_code == 409
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_client_that_reads_holds_no_connection_to_the_database(
+    two: list[Version], acme: Tenant, client_of: Clients, run: Run
+) -> None:
+    client = client_of(acme)
+    told = ask(client, INTO_BASE)
+    run(told)
+    answer = client.get(show(client, told)["files"][0]["url"])
+    assert answer.status_code == 200
+    assert connection.connection is None
+    assert body_of(answer)
+    assert Event.objects.filter(action="merge:downloaded").count() == 1
 
 
 def test_a_merged_model_can_be_deleted_before_its_time(

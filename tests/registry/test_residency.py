@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.core.cache import cache
+from django.db import connection
 from django.test import override_settings
 from rest_framework.test import APIClient
 
@@ -13,6 +14,7 @@ from audit.models import Event
 from audit.services import SYSTEM
 from config import env
 from inference.client import EngineClient
+from registry import engine as engine_of_versions
 from registry.models import Version
 from registry.services import archive_version, hold_pins
 from tenants.models import Tenant
@@ -163,3 +165,22 @@ def test_while_the_engine_is_down_nothing_is_pinned(
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
     assert client.get(TWO).json()["pinned_at"] is None
     assert hold_pins() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_while_the_engine_is_asked_no_connection_to_the_database_is_held(
+    acme: Tenant, versions: list[Version], client_of: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, ask, held = client_of(acme), engine_of_versions.ask, []
+
+    def watched(question: Any) -> Any:
+        held.append(connection.connection is not None)
+        return ask(question)
+
+    monkeypatch.setattr("registry.services.residency.engine.ask", watched)
+    for call in (client.put, client.get, client.delete):
+        assert call(f"{TWO}/residency").status_code == 200
+    assert client.put(f"{TWO}/pin").json()["held"] is True
+    assert client.delete(f"{TWO}/pin").status_code == 200
+    assert held
+    assert not any(held)

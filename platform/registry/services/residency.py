@@ -33,6 +33,7 @@ from registry.models import State, Version, VersionQuerySet
 from registry.services import quotas
 from registry.services.adapters import locked
 from registry.services.uses import forget_use, note_use, used
+from tenants.connections import let_go
 from tenants.errors import QuotaExceeded
 from tenants.isolation import across_every_tenant
 from tenants.services import hold
@@ -219,6 +220,7 @@ def _place(version: Version, state: AdapterState | None) -> Place:
 
 
 def _ask(question: Callable[[EngineClient], Awaitable[T]]) -> T:
+    let_go()  # loading may take long, and the connection is shared; not in a transaction
     try:
         return engine.ask(question)
     except PinsFull as error:

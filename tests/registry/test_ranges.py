@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from merges.ranges import CHUNK, serve
+from registry.ranges import CHUNK, serve
 
 
 async def test_a_large_range_comes_in_chunks_and_the_file_is_closed(tmp_path: Path) -> None:

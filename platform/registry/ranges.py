@@ -5,11 +5,20 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 CHUNK = 1 << 20  # bytes
 SPAN = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+
+
+def answer_to(request: HttpRequest, path: Path, size: int, sha256: str) -> HttpResponseBase:
+    """What the request is to have of the file. Raises OSError."""
+    asked, only_if = request.headers.get("Range", ""), request.headers.get("If-Range", "")
+    answer = serve(path, size, f'"{sha256}"', asked, only_if)
+    if request.method == "HEAD":
+        return HttpResponse(status=answer.status_code, headers=dict(answer.headers))
+    return answer
 
 
 def serve(path: Path, size: int, etag: str, asked: str, only_if: str) -> HttpResponseBase:
