@@ -20,7 +20,7 @@ from inference.client import Delta, PositionLogprobs
 
 @endpoint("POST")
 async def chat_completions(request: GatewayRequest, caller: Caller) -> HttpResponseBase:
-    asked = ChatRequest.parse(request.read())
+    asked = request.parsed(ChatRequest.parse)
     turns = [turn(message) for message in asked.messages]
     route = await trials.route(request.exchange, caller, asked, turns)
     base = route.target.base

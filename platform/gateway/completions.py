@@ -21,7 +21,7 @@ from registry.models import BaseModel
 
 @endpoint("POST")
 async def completions(request: GatewayRequest, caller: Caller) -> HttpResponseBase:
-    asked = CompletionRequest.parse(request.read())
+    asked = request.parsed(CompletionRequest.parse)
     route = await trials.route(request.exchange, caller, asked)
     tokens = [await _tokens(route.target.base, prompt, asked, caller.share) for prompt in asked.prompts]
     run = await Run.start(request.exchange, caller, route, tokens, asked)

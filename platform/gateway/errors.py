@@ -14,7 +14,8 @@ ApiError
 ├── TooLarge             413
 ├── UnsupportedEncoding  415  with Accept-Encoding
 ├── Busy                 429  with Retry-After
-│   └── TooManyOpen      429  a key or a tenant holds all that it may hold open
+│   ├── TooManyOpen      429  a key or a tenant holds all that it may hold open
+│   └── TooManyLarge     429  or sends as many large bodies as it may
 ├── QuotaExceeded        429  insufficient_quota, with Retry-After
 ├── ServerError          500
 └── Unavailable          503  with Retry-After
@@ -192,6 +193,13 @@ class TooManyOpen(Busy):
 
     def __init__(self, whose: str, limit: int) -> None:
         super().__init__(f"This {whose} has {limit} requests and WebSockets open here, which is its most. Close some.")
+
+
+class TooManyLarge(Busy):
+    default_code = "too_many_large_bodies"
+
+    def __init__(self, whose: str, limit: int) -> None:
+        super().__init__(f"This {whose} is sending {limit} large bodies, which is its most. Try again soon.")
 
 
 class QuotaExceeded(ApiError):

@@ -26,7 +26,7 @@ class FeedbackRequest(Schema):
 
 @endpoint("POST")
 async def feedback(request: GatewayRequest, caller: Caller) -> HttpResponse:
-    asked = _parsed(request.read())
+    asked = request.parsed(_parsed)
     await query(services.give_feedback, caller.tenant, asked.response_id, up=asked.thumb == "up")
     return json_response({"object": "feedback", "response_id": asked.response_id, "thumb": asked.thumb})
 

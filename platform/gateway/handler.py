@@ -8,6 +8,7 @@ import asyncio
 import io
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from django.core.exceptions import RequestAborted
@@ -18,7 +19,7 @@ from django.urls import URLResolver
 from django.urls.resolvers import RegexPattern
 
 from gateway import metrics, trials
-from gateway.authentication import authenticate
+from gateway.authentication import Caller, authenticate
 from gateway.encodings import decoded
 from gateway.errors import BadRequest, BodyTimeout, TooLarge, translated
 from gateway.exchange import Exchange
@@ -31,7 +32,8 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Scope = dict[str, Any]
 
 MAX_BODY = 8 * 2**20  # bytes, decoded or not
-SMALL = 2**20  # bytes that are read from whoever has shown no key yet
+SMALL = 64 * 2**10  # bytes that are held for whoever has shown no key yet
+LARGE = 2**20  # bytes beyond which a body takes a place of its own
 BODY_TIMEOUT = 60  # seconds
 GONE = 499  # the status, in metrics and logs, of a call whose client left before it was answered
 
@@ -53,7 +55,7 @@ class GatewayHandler(ASGIHandler):
         exchange.arm = headers.get(trials.HEADER, "")
         with exchange.place:
             try:
-                body = await self.read(receive, headers)
+                body = await self.read(receive, Door(exchange, headers))
             except RequestAborted:
                 return
             except Exception as error:
@@ -61,22 +63,16 @@ class GatewayHandler(ASGIHandler):
             else:
                 await _while_connected(self._answer(exchange, _respond(exchange, scope, body), send), receive)
 
-    async def read(self, receive: Receive, headers: Mapping[str, str]) -> io.BytesIO:
-        """The body, decoded. Who wants to send much has to show a key first.
-
-        Raises ApiError, and RequestAborted when the client goes away.
-        """
-        body, pace = io.BytesIO(), Pace(BODY_TIMEOUT)
-        known, more = False, True
-        length = headers.get("content-length", "")
+    async def read(self, receive: Receive, door: "Door") -> io.BytesIO:
+        """The body, decoded. Raises ApiError, and RequestAborted when the client goes away."""
+        body, pace, more = io.BytesIO(), Pace(BODY_TIMEOUT), True
+        length = door.headers.get("content-length", "")
         announced = int(length) if length.isdigit() else 0
         while more:
-            if not known and max(announced, body.tell()) > SMALL:
-                await authenticate(headers)
-                known = True
+            await door.admit(max(announced, body.tell()))
             more = await _read(receive, body, pace)
-        if encoding := headers.get("content-encoding"):
-            body = io.BytesIO(await asyncio.to_thread(decoded, body.getvalue(), encoding, MAX_BODY))
+        if encoding := door.headers.get("content-encoding"):
+            body = io.BytesIO(await _decoded(body.getvalue(), encoding, door))
         body.seek(0)
         return body
 
@@ -101,6 +97,35 @@ class GatewayHandler(ASGIHandler):
         finally:
             if isinstance(response, EventStream):
                 await response.aclose()
+
+
+@dataclass(slots=True)
+class Door:
+    """What one body has to show and to take before more of it is held."""
+
+    exchange: Exchange
+    headers: Mapping[str, str]
+    _caller: Caller | None = None
+
+    async def admit(self, size: int) -> None:
+        """Much needs a key with a place left, very much a place among the key's large bodies. Raises ApiError."""
+        if size <= SMALL:
+            return
+        if self._caller is None:
+            self._caller = await authenticate(self.headers)
+            self.exchange.key = str(self._caller.key)
+            self.exchange.place.take(self._caller)
+        if size > LARGE:
+            self.exchange.place.take_large(self._caller)
+
+
+async def _decoded(body: bytes, encoding: str, door: Door) -> bytes:
+    """No more of it is made than may be held."""
+    for limit in (SMALL, LARGE):
+        with suppress(TooLarge):
+            return await asyncio.to_thread(decoded, body, encoding, limit)
+        await door.admit(limit + 1)
+    return await asyncio.to_thread(decoded, body, encoding, MAX_BODY)
 
 
 async def _respond(exchange: Exchange, scope: Scope, body: io.BytesIO) -> HttpResponseBase:

@@ -30,7 +30,7 @@ NOTHING: Mapping[str, prompts.Turn] = {}
 
 @endpoint("POST")
 async def responses(request: GatewayRequest, caller: Caller) -> HttpResponseBase:
-    asked = ResponsesRequest.parse(request.read())
+    asked = request.parsed(ResponsesRequest.parse)
     if asked.previous_response_id is not None:
         raise unknown_previous(asked.previous_response_id)
     run, shape = await begin(request.exchange, caller, asked)

@@ -1,11 +1,14 @@
 """What one key and one tenant hold open is bounded, and an honest 429 beyond; connections never starve the probes."""
 
 import contextlib
+import gzip
+import io
 import json
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import openai
@@ -13,6 +16,13 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from gateway import places
+from gateway.authentication import Caller
+from gateway.errors import TooManyLarge, Unauthorized
+from gateway.exchange import Exchange
+from gateway.handler import LARGE, SMALL, Door, _decoded
+from gateway.places import Place
+from gateway.views import GatewayRequest
 from tests.gateway.conftest import Customer
 from tests.processes import Platform, wait_for, web
 
@@ -159,3 +169,65 @@ def test_who_closes_its_half_gets_its_answer(buyer: Customer) -> None:
     *_, final, content = answer.split(b"\r\n\r\n")
     assert final.startswith(b"HTTP/1.1 200 ")
     assert json.loads(content)["choices"][0]["message"]["content"] == buyer.chat("support", tokens=20)
+
+
+def sending(customer: Customer, announced: int, count: int, stack: contextlib.ExitStack) -> None:
+    """So many bodies of its key's, of which hardly anything has come yet."""
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Api-Key: {customer.key}\r\nContent-Length: {announced}"
+    host, port = customer.url.removeprefix("http://").split(":")
+    for _ in range(count):
+        sender = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+        sender.sendall(f"{head}\r\n\r\n".encode() + b" " * 9)
+
+
+def test_a_body_takes_a_place_before_much_of_it_is_read(here: Customer, stranger_here: Customer) -> None:
+    with contextlib.ExitStack() as stack:
+        sending(here, 2 * SMALL, PER_KEY, stack)
+        wait_for(lambda: here.request("GET", "/v1/models").status_code == 429, 30, "all places being taken")
+        assert refused(here).code == "too_many_open_requests"
+        assert stranger_here.chat("notes")
+    freed(here)
+
+
+def test_a_key_sends_a_few_large_bodies_at_a_time(buyer: Customer, stranger: Customer) -> None:
+    def large(customer: Customer) -> httpx.Response:
+        headers = {"X-Api-Key": customer.key}
+        return httpx.post(
+            f"{customer.url}/v1/chat/completions", content=b" " * (2 * LARGE), headers=headers, timeout=60
+        )
+
+    with contextlib.ExitStack() as stack:
+        sending(buyer, 2 * LARGE, places.LARGE_PER_KEY, stack)
+        wait_for(lambda: large(buyer).status_code == 429, 30, "all of its large bodies being under way")
+        told = large(buyer)
+        assert (told.json()["error"]["code"], told.headers["retry-after"]) == ("too_many_large_bodies", "1")
+        assert buyer.chat("support")
+        assert large(stranger).status_code == 400
+    wait_for(lambda: large(buyer).status_code == 400, 30, "a large body being let in")
+
+
+def test_a_body_s_place_is_given_back_when_it_is_parsed() -> None:
+    caller = cast(Caller, SimpleNamespace(key="key", tenant=SimpleNamespace(pk="tenant")))
+    request = GatewayRequest({"type": "http", "method": "POST", "path": "/", "headers": []}, body := io.BytesIO(b"{}"))
+    request.exchange = Exchange.of(None)
+    for place in (others := [Place() for _ in range(places.LARGE_PER_KEY - 1)]):
+        place.take_large(caller)
+    with request.exchange.place as place:
+        place.take_large(caller)
+        place.take_large(caller)
+        with pytest.raises(TooManyLarge), Place() as beyond:
+            beyond.take_large(caller)
+        assert request.parsed(bytes) == b"{}"
+        assert body.closed
+        with Place() as next_one:
+            next_one.take_large(caller)
+    for place in others:
+        place.leave_large()
+    assert not places._large
+
+
+async def test_nothing_large_is_decoded_for_who_shows_no_key() -> None:
+    door = Door(Exchange.of(None), {})
+    assert await _decoded(gzip.compress(bytes(SMALL)), "gzip", door) == bytes(SMALL)
+    with pytest.raises(Unauthorized):
+        await _decoded(gzip.compress(bytes(SMALL + 1)), "gzip", door)
