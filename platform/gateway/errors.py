@@ -42,7 +42,6 @@ from inference.client import (
     NonFinite,
     NotRead,
     PromptTooLong,
-    StepFailed,
 )
 from metering.errors import BudgetExceeded
 from registry import errors as registry_errors
@@ -64,8 +63,9 @@ UNAVAILABLE: dict[type[EngineError], str] = {
     EngineDown: "The engine does not answer. Try again soon.",
 }
 
-OF_A_VERSION = (AdapterFaulty, AdapterMissing, NonFinite, StepFailed)
-"""What counts against the version that was asked. Everything else is the platform's fault, the client's or nobody's."""
+OF_A_VERSION = (AdapterFaulty, AdapterMissing, NonFinite)
+"""What counts against the version that was asked. Everything else is the platform's fault, the client's or nobody's: a
+step that raises (StepFailed) fails every row in it, whosever they are."""
 
 
 class ApiError(Exception):

@@ -12,9 +12,15 @@ from rollouts.models import Arm, Outcome
 from rollouts.observations import Observation
 from rollouts.routing import Trial
 
-OURS = (errors.Internal("x"), errors.EngineBusy(), errors.EngineDown(), errors.AdapterUnavailable("x"))
+OURS = (
+    errors.Internal("x"),
+    errors.StepFailed("x"),
+    errors.EngineBusy(),
+    errors.EngineDown(),
+    errors.AdapterUnavailable("x"),
+)
 TRIAL = Trial(uuid.uuid4(), uuid.uuid4(), step=0, arm=Arm.CANARY, unit=7, counted=True)
-ITS_OWN = (errors.NonFinite("x"), errors.StepFailed("x"), errors.AdapterFaulty("x"), errors.AdapterMissing("x"))
+ITS_OWN = (errors.NonFinite("x"), errors.AdapterFaulty("x"), errors.AdapterMissing("x"))
 
 
 class Failed(Run):
