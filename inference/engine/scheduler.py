@@ -304,7 +304,8 @@ class Scheduler:
     def _invite(self, newcomer: Sequence, step: Step, passed: set[str]) -> bool:
         """Admit who waits, if there is a row and room or if others give way. False ends the step's admissions.
 
-        Where nobody gives way to it for a row, its share is `passed`; where memory is short, nobody overtakes it.
+        Where nobody gives way to it for a row, its share is `passed`; where memory is short, nobody overtakes it, but
+        for one that has no title to what others hold.
         """
         adapter = (newcomer.digest, newcomer.share)
         if adapter in step.cold:
@@ -321,7 +322,7 @@ class Scheduler:
         leaving = self._way_for(newcomer)
         if leaving is None:
             self._unseat(newcomer)
-            return False
+            return not newcomer.entitled
         for sequence in leaving:
             self._give_way(sequence, step)
         self._extend(newcomer, step)
@@ -408,7 +409,8 @@ class Scheduler:
             slot = self.slots.pin(sequence.digest)
             if slot is None:
                 sequence.cold |= not sequence.begun
-                self.slots.want(sequence.digest, partial(self._left_on, waiting=sequence))
+                left = partial(self._left_on, waiting=sequence) if sequence.entitled else None
+                self.slots.want(sequence.digest, left)
                 return False
             sequence.slot = slot
         size = self.blocks.size

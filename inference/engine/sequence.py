@@ -52,6 +52,11 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def entitled(self) -> bool:
+        """To what others hold; whoever may only wait a while, as copies and trials may, takes what is free."""
+        return self.start_by == math.inf
+
+    @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.prompt)
 

@@ -43,7 +43,7 @@ class Yielding:
     def to(self, waiting: Sequence, price: float = 0.0) -> Iterator[Sequence]:
         """Who gives way to it at that price, of the most served share the least urgent and newest first."""
         self._look()
-        if not self._ripe:
+        if not self._ripe or not waiting.entitled:
             return
         held = self._rows.copy()
         mine = held[waiting.share]

@@ -72,6 +72,43 @@ def test_the_least_urgent_of_that_share_gives_way_first(bench: Callable[..., Any
     assert engine.waiting() == {idle}
 
 
+def test_whoever_may_only_wait_a_while_takes_no_row(bench: Callable[..., Any]) -> None:
+    engine = bench(**ROOMY)
+    streams = flood(engine, 4)
+    copy = engine.submit(share="shadow", start_by=1.0)
+    engine.steps(40)
+    assert engine.scheduler.running == streams, "a copy drove a request out"
+    asked = engine.submit(share="modest", tokens=4)
+    assert waited(engine, asked) <= 2, "a copy stands in a request's way"
+    engine.now[0] = 1.5
+    engine.finish()
+    assert isinstance(engine.ended(copy).error, EngineBusy)
+
+
+def test_whoever_may_only_wait_a_while_drains_no_slot(bench: Callable[..., Any]) -> None:
+    engine = bench(slots=1, rows=4, blocks=2000, context=2048, patience=1.0)
+    streams = flood(engine, 2, digest="p")
+    copy = engine.submit(digest="x", share="shadow", start_by=1000.0)
+    for _ in range(2 * LONG):
+        engine.now[0] += 0.05
+        engine.steps()
+        late = [stream for stream in streams if not engine.ended(stream)]
+        assert not late or engine.slots.state("p").state.value == "resident", "a copy drained a slot"
+    assert engine.ended(copy).reason == "length", "what is free is not for it"
+
+
+def test_whoever_may_only_wait_a_while_lets_others_pass_where_memory_is_short(bench: Callable[..., Any]) -> None:
+    engine = bench(rows=8, blocks=30, context=120)
+    engine.submit(share="greedy", prompt=40, tokens=60)
+    engine.steps(8)
+    copy = engine.submit(share="shadow", first=500, prompt=100, tokens=4, start_by=1000.0)
+    asked = engine.submit(share="modest", tokens=4)
+    assert waited(engine, asked) <= 2
+    assert not engine.tokens(copy)
+    engine.finish()
+    assert engine.tokens(copy) == answer(copy)
+
+
 def test_going_on_costs_a_look_up_and_a_block_at_most(bench: Callable[..., Any]) -> None:
     engine = bench(size=16, **ROOMY)
     streams = flood(engine, 4, prompt=100, steps=60)
