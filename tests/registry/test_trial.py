@@ -76,6 +76,17 @@ def test_an_engine_that_is_slow_is_not_waited_for(
     assert (version.state, rules(version)) == (State.READY, ["not-tried"])
 
 
+def test_after_one_that_took_too_long_a_tenants_next_is_not_waited_for(
+    served: None, acme: Tenant, globex: Tenant, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as slow:
+        slow.setattr(trial, "PATIENCE", 0.0)
+        push(acme, "support")
+    assert rules(push(acme, "sales")) == ["not-tried"]
+    assert rules(push(globex, "support")) == [], "a stranger's uploads are not tried either"
+    assert rules(push(globex, "sales")) == [], "a trial that went well keeps its place"
+
+
 def test_a_base_model_that_the_engine_does_not_hold_is_not_tried_there(
     served: None, acme: Tenant, base: BaseModel, push: Push, overflowing: Path
 ) -> None:

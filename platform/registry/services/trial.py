@@ -1,7 +1,8 @@
 """Has the engine answer a few tokens with a version before it is ready, so that one whose numbers overflow never is.
 
 A trial holds no upload up: where the engine is down or busy or holds another base model, or can't bring the adapter to
-its device in time, the version becomes ready with a note that says so, and its first request tries it.
+its device in time, the version becomes ready with a note that says so, and its first request tries it. One trial of a
+tenant at a time, and none for a minute after one that took too long: uploads of all tenants share few workers.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from django.core.cache import cache
+
 from adapters.errors import Finding, Rejected
-from inference.client import EngineClient, EngineError, Generation, NonFinite, Sampling
+from inference.client import EngineBusy, EngineClient, EngineError, Generation, NonFinite, Sampling
 from registry import engine
 from registry.models import State, Version
 
@@ -18,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 20.0  # seconds for all of it
 START = 10.0  # of them, seconds for a turn
+REST = 60  # seconds after a trial that took too long, or that nobody ended
 PROMPT = 8  # tokens, from all over the vocabulary
 ANSWER = 2
 SHARE = "trials"  # pays for them, so that uploads take no turns from requests of their tenant
@@ -28,6 +32,10 @@ def try_out(version: Version, digest: str) -> tuple[Finding, ...]:
     base = version.adapter.base_model
     if not base.is_default:
         return (_untried(f"the engine serves another base model than {base.name}"),)
+    turn = f"trial:{version.adapter.tenant_id}"
+    if not cache.add(turn, True, REST):
+        return (_untried("another version of the tenant's is being tried, or just could not be in time"),)
+    rest = 0  # at once gone
     try:
         engine.ask(lambda client: _answer(client, _generation(digest, int(base.spec["vocab_size"]))))
     except NonFinite as error:
@@ -37,10 +45,13 @@ def try_out(version: Version, digest: str) -> tuple[Finding, ...]:
             "be answered. Check its scale (lora_alpha over r) and that training did not diverge."
         )
         raise Rejected.because("non-finite-output", message, expected="finite logits", found="not a number") from error
+    except (EngineBusy, TimeoutError):
+        rest = REST
+        return (_untried("the engine took too long"),)
     except EngineError as error:
         return (_untried(error.message),)
-    except TimeoutError:
-        return (_untried("the engine took too long"),)
+    finally:
+        cache.touch(turn, rest)
     return ()
 
 
