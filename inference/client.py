@@ -4,6 +4,7 @@ One client per event loop; it may be shared by any number of tasks of that loop.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ from inference.errors import (
     from_status,
 )
 from inference.wire import CLIENT_OPTIONS, authorization
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "AdapterFaulty",
@@ -367,6 +370,10 @@ class Answer:
             self._come.put_nowait(_translated(error))
         except asyncio.CancelledError as error:  # the client was closed
             self._come.put_nowait(error)
+        except Exception:
+            log.exception("an answer could not be taken in")
+            self._call.cancel()
+            self._come.put_nowait(Internal("What the engine sent could not be read."))
         else:
             if not isinstance(last, Finished):
                 self._come.put_nowait(Internal("The engine ended the stream before its last event."))

@@ -1,6 +1,7 @@
 """The engine as its callers meet it: a process, gRPC, real adapters in a real store."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from inference.client import (
     EngineError,
     Finished,
     Generation,
+    Internal,
     InvalidRequest,
     PinsFull,
     PromptTooLong,
@@ -280,6 +282,24 @@ async def test_a_reader_that_is_cancelled_while_it_waits_may_still_close(client:
     await asyncio.wait([waiting])
     await stream.aclose()
     assert stream.made == await generated(client) - before
+
+
+async def test_what_cannot_be_read_ends_the_answer_and_its_sequence(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(message: Any) -> Any:
+        raise ValueError(message.WhichOneof("event"))
+
+    monkeypatch.setattr("inference.client._event", broken)
+    async with asyncio.timeout(30), contextlib.aclosing(client.generate(request("x"))) as events:
+        with pytest.raises(Internal, match="could not be read"):
+            await anext(events)
+
+    async def gone() -> bool:
+        gauges = (await client.stats()).gauges
+        return not gauges["running"] + gauges["waiting"] + gauges["held"]
+
+    await eventually(gone)
 
 
 async def test_an_adapter_is_brought_evicted_and_named(served: Served, client: EngineClient) -> None:
