@@ -12,6 +12,7 @@ from django.conf import settings
 
 from config import signs
 from inference.client import Delta, EngineClient, EngineDown, Event, Generation, Sampling
+from tests.processes import wait_for
 
 NEVER = 40.0  # seconds; what takes less was noticed, and did not wait for the call's own end
 
@@ -25,6 +26,7 @@ def hanging(engine: str) -> contextlib.AbstractContextManager[None]:
         (process,) = (p for p in psutil.process_iter() if engine in _line(p) and "inference.server" in _line(p))
         os.kill(process.pid, signal.SIGSTOP)
         try:
+            wait_for(lambda: process.status() == psutil.STATUS_STOPPED, 30, "the engine being stopped")
             yield
         finally:
             os.kill(process.pid, signal.SIGCONT)

@@ -310,6 +310,13 @@ def test_a_description_of_an_earlier_release_is_completed(acme: Tenant, tiny_bas
     assert register_base_model(str(tiny_base_model)).spec == base.spec
 
 
+@pytest.fixture
+def no_engine(settings: Any, tmp_path: Path) -> None:
+    """There is none, though other tests of this process may have started one."""
+    settings.LORAYARD = settings.LORAYARD.model_copy(update={"engine_url": f"unix:{tmp_path}/no-engine.sock"})
+
+
+@pytest.mark.usefixtures("no_engine")
 def test_push_adapter_validates_here_and_says_what_came_of_it(
     acme: Tenant, base: BaseModel, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +338,7 @@ def test_push_adapter_validates_here_and_says_what_came_of_it(
             call_command("push_adapter", *arguments)
 
 
+@pytest.mark.usefixtures("no_engine")
 def test_push_adapter_finds_the_adapter_in_a_trainer_s_folder(
     acme: Tenant, base: BaseModel, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
