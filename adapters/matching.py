@@ -136,7 +136,7 @@ def retrained(config: PeftConfig, base: BaseSpec) -> dict[str, set[str]]:
 
 
 def token_rows(config: PeftConfig, base: BaseSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """By module of which single rows are retrained: the module under whose name they are in the file, and which.
+    """Return, for each module with retrained rows, the module that the file names them by, and the rows' numbers.
 
     As PEFT ties them (`set_additional_trainable_modules`, utils/other.py): on a tied base the head has the embedding's,
     unless the config gives it others.

@@ -30,7 +30,7 @@ class Experts:
 
 
 def experts(model: Any) -> dict[str, Experts]:
-    """By parameter, those whose product a batch can add each row's own to; modules in their order, and theirs in it."""
+    """Return the experts that LoRA can be served on, by their fused parameter, in the order of the model's modules."""
     active = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
     parts = _parts(_rules(model)) if any(True for _ in _modules(model)) else {}
     return {
@@ -46,9 +46,9 @@ def _experts(parameter: Any, active: int | None, parts: tuple[str, ...]) -> Expe
 
 
 def routers(model: Any) -> dict[str, tuple[int, int]]:
-    """By module, the shape of the weight by which those beside experts choose some, where that is no torch.nn.Linear's.
+    """Return the shape of each router's weight by module, of those routers that are no torch.nn.Linear.
 
-    What it gives for a token depends on that token alone.
+    What a router gives for a token depends on that token alone.
     """
     from torch import nn
 

@@ -95,7 +95,7 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Of an embedding's or the head's weight the rows `numbers` are those of `tensor`, in this order."""
+    """Single rows that replace rows of an embedding or the head: `tensor` holds those of `numbers`, in this order."""
 
     module: str
     tensor: str

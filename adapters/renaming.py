@@ -68,7 +68,7 @@ def renamings(model: Any) -> tuple[Renaming, ...]:
 
 
 def _scopes(rule: Any) -> tuple[str, ...]:
-    """With the base model's own prefix and without, in the order in which they are tried."""
+    """Return the prefixes that a rule is tried with: behind the base model's own first, then alone."""
     if rule.scope_prefix is None:
         return ()
     scope = f"{rule.scope_prefix}." if rule.scope_prefix else ""

@@ -52,7 +52,7 @@ class Stack:
 
 
 def stacks(base: BaseSpec, placed: Mapping[str, Placement], known: Set[str]) -> dict[str, Stack]:
-    """By parameter, what lies where in a file whose pairs are of the modules `known`."""
+    """Return, for each experts' parameter, where its pairs lie in a file that has pairs of the modules `known`."""
     return {parameter: _stack(base, placed, parameter, known) for parameter in placed if parameter in base.experts}
 
 

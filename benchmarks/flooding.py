@@ -51,7 +51,7 @@ class Flood:
         self.engine.start()
 
     def steps(self) -> int:
-        """Of the engine, from another tenant's asking for a token to its having it."""
+        """Count the engine's steps from another tenant's request for one token to that token."""
         sequence = self._sequence("modest", 64, 1)
         came, at = self._first[sequence] = threading.Event(), list[int]()
         before = self.engine.steps

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of one parameter: a tensor that replaces it, one for rows of it, a pair or those of all experts that are
-    added to it, a pair whose bias is."""
+    """What happens to one parameter: it is replaced, in whole or in rows, or a pair, all experts' pairs or a bias are
+    added to it."""
 
     replaced: str = ""
     rows: tuple[str, tuple[int, ...]] | None = None
